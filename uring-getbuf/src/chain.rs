@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The chain: fetch, consume and release as linked requests, one `io_uring_enter`, one completion.
+//!
+//! | what happens | outcome | the sink got |
+//! |---|---|---|
+//! | all as asked | [`Done`](ChainOutcome::Done) | everything |
+//! | the source had fewer bytes (0: end of file) | [`ShortFetch`](ChainOutcome::ShortFetch) | nothing |
+//! | the source failed | [`FetchFailed`](ChainOutcome::FetchFailed) | nothing |
+//! | the sink took fewer bytes | [`ShortUse`](ChainOutcome::ShortUse) | the first so many bytes |
+//! | the sink failed | [`UseFailed`](ChainOutcome::UseFailed) | nothing |
+//!
+//! In each case the slot is empty and free when the outcome is there. A chain cannot be taken
+//! apart: what it did not move is asked for again, by a chain of the right length or step by step.
+
+use crate::consume::{Consumer, SendFlags};
+use crate::error::Errno;
+use crate::opcode::Target;
+
+/// What a chain is to do. Handed to [`Slots::chain`](crate::slots::Slots::chain) or
+/// [`Ring::chain_write`](crate::ring::Ring::chain_write).
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Chain {
+    pub(crate) source: Target,
+    pub(crate) offset: u64,
+    pub(crate) len: u32,
+    pub(crate) consumer: Consumer,
+}
+
+impl Chain {
+    /// Moves `len` bytes at `offset` of `source` to `consumer`.
+    pub fn new(source: impl Into<Target>, offset: u64, len: u32, consumer: Consumer) -> Self {
+        Self { source: source.into(), offset, len, consumer }
+    }
+}
+
+/// What a chain did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ChainOutcome {
+    /// Every byte was fetched and consumed; so many.
+    Done(u32),
+    /// The source had only so many bytes; 0 is end of file. Nothing was consumed.
+    ShortFetch(u32),
+    /// The sink took only so many of the bytes.
+    ShortUse(u32),
+    /// The fetch failed. Nothing was consumed.
+    FetchFailed(Errno),
+    /// The consumer failed.
+    UseFailed(Errno),
+}
+
+impl ChainOutcome {
+    /// The bytes that reached the sink.
+    #[must_use]
+    pub const fn moved(self) -> u32 {
+        match self {
+            Self::Done(bytes) | Self::ShortUse(bytes) => bytes,
+            Self::ShortFetch(_) | Self::FetchFailed(_) | Self::UseFailed(_) => 0,
+        }
+    }
+}
+
+impl Consumer {
+    /// In a chain a send must not end early unnoticed: only with `MSG_WAITALL` does a short one
+    /// count as failed.
+    pub(crate) fn waiting_for_all(self) -> Self {
+        match self {
+            Self::Write { .. } => self,
+            Self::Send { sink, flags } => Self::Send { sink, flags: flags | SendFlags::WAIT_ALL },
+            Self::SendZc { sink, flags } => {
+                Self::SendZc { sink, flags: flags | SendFlags::WAIT_ALL }
+            }
+        }
+    }
+}
+
+/// What is known of a chain that runs. Results are as in the completion; `None`: as asked, so far.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    pub(crate) consumer: Consumer,
+    pub(crate) fetched: Option<i32>,
+    pub(crate) used: Option<i32>,
+    pub(crate) released: bool,
+    /// A notification of `SEND_ZC` is still to come.
+    pub(crate) unreturned: bool,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new(Consumer::Write { sink: Target::Fd(-1), offset: 0 })
+    }
+}
+
+impl Progress {
+    pub(crate) fn new(consumer: Consumer) -> Self {
+        Self { consumer, fetched: None, used: None, released: false, unreturned: false }
+    }
+
+    /// `asked`: bytes.
+    pub(crate) fn outcome(self, asked: u32) -> ChainOutcome {
+        if let Some(fetched) = self.fetched {
+            match Errno::check(fetched) {
+                Err(errno) => return ChainOutcome::FetchFailed(errno),
+                Ok(len) if len < asked => return ChainOutcome::ShortFetch(len),
+                Ok(_) => {}
+            }
+        }
+        match self.used.map(Errno::check) {
+            Some(Err(errno)) => ChainOutcome::UseFailed(errno),
+            Some(Ok(len)) if len < asked => ChainOutcome::ShortUse(len),
+            _ => ChainOutcome::Done(asked),
+        }
+    }
+}

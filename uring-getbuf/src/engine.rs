@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The three ways to get a file's bytes into a slot, and what each of them sends to do it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use io_uring::squeue::Entry;
+
+use crate::error::{Error, ErrorKind};
+use crate::opcode::{self, GetBuf, PutBuf, Target};
+
+/// How a buffer gets into a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// The kernel's own request, `IORING_OP_GET_BUF`: a kernel with the project's patches.
+    /// No copy.
+    Opcode,
+    /// The module `getbuf.ko` on an unmodified Linux 7.3 or newer. No copy.
+    Module,
+    /// `READ_FIXED` into memory registered once: any Linux with io_uring, 5.19 or newer. One
+    /// copy, or none where the source was opened with `O_DIRECT`.
+    Copy,
+}
+
+impl Engine {
+    /// Every engine, the one that costs least first.
+    pub const ALL: [Self; 3] = [Self::Opcode, Self::Module, Self::Copy];
+
+    /// The name that the command line and the documentation use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Opcode => "opcode",
+            Self::Module => "module",
+            Self::Copy => "copy",
+        }
+    }
+
+    /// How often this engine copies a byte between the source and the slot.
+    #[must_use]
+    pub const fn copies(self) -> u32 {
+        match self {
+            Self::Opcode | Self::Module => 0,
+            Self::Copy => 1,
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Engine {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|engine| engine.name() == name).ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                format!("no engine '{name}': there are opcode, module and copy"),
+            )
+        })
+    }
+}
+
+/// A kernel that lends its own memory, and how to ask it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Lender {
+    Opcode { get_buf: u8, put_buf: u8 },
+    Module { device: Target },
+}
+
+impl Lender {
+    pub(crate) const fn engine(self) -> Engine {
+        match self {
+            Self::Opcode { .. } => Engine::Opcode,
+            Self::Module { .. } => Engine::Module,
+        }
+    }
+
+    /// Whether a fetch that found the end of the file leaves an empty buffer in the slot.
+    pub(crate) const fn installs_empty(self) -> bool {
+        matches!(self, Self::Opcode { .. })
+    }
+
+    /// `index` is the slot's index in the ring's table.
+    pub(crate) fn fetch(self, source: Target, offset: u64, len: u32, index: u16) -> Entry {
+        match self {
+            Self::Opcode { get_buf, .. } => {
+                GetBuf::new(get_buf, source, len, index).offset(offset).build()
+            }
+            // A registered file is the device bound to its source; a descriptor is the source.
+            Self::Module { device } => match source {
+                Target::Fd(fd) => opcode::module_fetch(device, fd, offset, len, index),
+                Target::Fixed(_) => opcode::module_fetch(
+                    source,
+                    uring_getbuf_sys::GETBUF_FD_BOUND,
+                    offset,
+                    len,
+                    index,
+                ),
+            },
+        }
+    }
+
+    pub(crate) fn release(self, index: u16) -> Entry {
+        match self {
+            Self::Opcode { put_buf, .. } => PutBuf::new(put_buf, index).build(),
+            Self::Module { device } => opcode::module_release(device, index),
+        }
+    }
+}

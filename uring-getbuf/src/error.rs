@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What can go wrong, by kind, with the system's own error and what was being done.
+
+use std::borrow::Cow;
+use std::{fmt, io};
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The kind of an [`Error`], for a program that decides by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// This kernel, or what confines this process, does not offer what was asked for.
+    Unavailable,
+    /// A parameter makes no sense, or is outside what the kernel takes.
+    InvalidInput,
+    /// Memory could not be allocated or pinned; the message names the limit.
+    MemoryLimit,
+    /// Every slot is taken. Release a lease, or process events, and try again.
+    NoSlot,
+    /// Every place for an attached file is taken.
+    NoFile,
+    /// The submission queue is full and the kernel takes nothing from it.
+    QueueFull,
+    /// The lease or the attached file belongs to another ring.
+    WrongRing,
+    /// A range lies outside the lease.
+    OutOfRange,
+    /// The lease is busy with a request of which there can be one at a time.
+    Busy,
+    /// Reading from the source failed.
+    Source,
+    /// Writing to the sink failed.
+    Sink,
+    /// The transfer was cancelled.
+    Cancelled,
+    /// io_uring itself answered with an error.
+    Ring,
+}
+
+/// An error of this crate: a kind, what was being done, and the system's error if there is one.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}{}", Cause(*os))]
+pub struct Error {
+    kind: ErrorKind,
+    os: Option<Errno>,
+    doing: Cow<'static, str>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, doing: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, os: None, doing: doing.into() }
+    }
+
+    pub(crate) fn os(kind: ErrorKind, errno: Errno, doing: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, os: Some(errno), doing: doing.into() }
+    }
+
+    pub(crate) fn io(
+        kind: ErrorKind,
+        error: &io::Error,
+        doing: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { kind, os: error.raw_os_error().map(Errno), doing: doing.into() }
+    }
+
+    /// The kind of the error.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The system's error number (positive, as in `errno(3)`), where the system was the cause.
+    ///
+    /// 524 is the kernel-internal `ENOTSUPP`: the file cannot lend its memory.
+    #[must_use]
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.os.map(Errno::raw)
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = error.os.map_or(io::ErrorKind::Other, |errno| io::Error::from(errno).kind());
+        io::Error::new(kind, error)
+    }
+}
+
+/// ": cause", or nothing.
+struct Cause(Option<Errno>);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |errno| write!(f, ": {errno}"))
+    }
+}
+
+/// An error number of the kernel, as a completion carries it. Positive, as in `errno(3)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Errno(i32);
+
+impl Errno {
+    pub(crate) const AGAIN: Self = Self(libc::EAGAIN);
+    pub(crate) const CANCELED: Self = Self(libc::ECANCELED);
+    pub(crate) const INTR: Self = Self(libc::EINTR);
+    pub(crate) const NOTSUPP: Self = Self(uring_getbuf_sys::GETBUF_ENOTSUPP as i32);
+    pub(crate) const OPNOTSUPP: Self = Self(libc::EOPNOTSUPP);
+
+    /// The bytes of a completion's result, or its error.
+    pub(crate) const fn check(result: i32) -> std::result::Result<u32, Self> {
+        if result < 0 { Err(Self(-result)) } else { Ok(result as u32) }
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn raw(self) -> i32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NOTSUPP => f.write_str("this kind of file cannot lend its memory (os error 524)"),
+            Self(errno) => write!(f, "{}", io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+impl std::error::Error for Errno {}
+
+impl From<Errno> for io::Error {
+    fn from(errno: Errno) -> Self {
+        Self::from_raw_os_error(errno.0)
+    }
+}

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The lease: one slot, owned, in a state that is a type.
+//!
+//! ```text
+//!   Slots::fetch            installed()              release()
+//!  --------------> Lease<Fetched> -----> Lease<Installed> -----> Lease<Released>
+//! ```
+//!
+//! A transition takes the lease and gives it back in its new state, or in its old one beside the
+//! reason why not. In whatever state it is dropped, its slot is emptied with the next submission.
+//!
+//! A lease cannot be used before it is installed:
+//!
+//! ```compile_fail,E0599
+//! # use uring_getbuf::{lease::{Fetched, Lease}, opcode::Target};
+//! fn early(lease: Lease<Fetched>) {
+//!     let _ = lease.write(.., Target::Fd(1), 0);
+//! }
+//! ```
+//!
+//! nor after its release:
+//!
+//! ```compile_fail,E0382
+//! # use uring_getbuf::{lease::{Installed, Lease}, opcode::Target};
+//! fn late(lease: Lease<Installed>) {
+//!     let _ = lease.release();
+//!     let _ = lease.write(.., Target::Fd(1), 0);
+//! }
+//! ```
+//!
+//! nor released twice:
+//!
+//! ```compile_fail,E0382
+//! # use uring_getbuf::lease::{Installed, Lease};
+//! fn twice(lease: Lease<Installed>) {
+//!     let _ = lease.release();
+//!     let _ = lease.release();
+//! }
+//! ```
+//!
+//! nor sent to another thread, because it shares the slot table with its ring:
+//!
+//! ```compile_fail,E0277
+//! # use uring_getbuf::lease::{Installed, Lease};
+//! fn elsewhere(lease: Lease<Installed>) {
+//!     std::thread::spawn(move || drop(lease));
+//! }
+//! ```
+//!
+//! This is how it is meant:
+//!
+//! ```
+//! # use uring_getbuf::{lease::{Installed, Lease}, opcode::Target};
+//! fn right(lease: Lease<Installed>) {
+//!     let _ = lease.write(.., Target::Fd(1), 0);
+//!     let _ = lease.release();
+//! }
+//! ```
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Bound, Range, RangeBounds};
+use std::rc::Rc;
+
+use static_assertions::assert_not_impl_any;
+
+use crate::consume::{Consumer, SendFlags};
+use crate::engine::Engine;
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::opcode::Target;
+use crate::slots::{Core, LeaseId, Prepared};
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A state of a [`Lease`].
+pub trait State: sealed::Sealed {
+    /// Its name.
+    const NAME: &'static str;
+}
+
+macro_rules! states {
+    ($($(#[$doc:meta])* $name:ident)+) => {
+        $($(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $name;
+
+        impl sealed::Sealed for $name {}
+
+        impl State for $name {
+            const NAME: &'static str = stringify!($name);
+        })+
+    };
+}
+
+states! {
+    /// The request has been handed out. Nothing is known of the slot's content.
+    Fetched
+    /// The bytes are in the slot.
+    Installed
+    /// The slot is being emptied.
+    Released
+}
+
+/// One slot of a ring's table, owned. See the [module](self).
+///
+/// A lease is not a snapshot: on an engine that does not copy, what is written to the file later
+/// may show through, as with `sendfile(2)`.
+#[must_use = "dropping a lease releases it"]
+pub struct Lease<S: State> {
+    claim: Claim,
+    state: PhantomData<S>,
+}
+
+assert_not_impl_any!(Lease<Fetched>: Send, Sync, Clone);
+assert_not_impl_any!(Lease<Installed>: Send, Sync, Clone);
+assert_not_impl_any!(Lease<Released>: Send, Sync, Clone);
+
+/// What a lease owns; its drop is what releases. A part of its own, so that a transition can move
+/// it from one state to the next.
+struct Claim {
+    core: Rc<Core>,
+    id: LeaseId,
+    /// False once the slot has been let go.
+    holds: bool,
+}
+
+impl Drop for Claim {
+    #[inline]
+    fn drop(&mut self) {
+        if self.holds {
+            self.core.let_go(self.id.slot());
+        }
+    }
+}
+
+/// Why a [`Lease<Fetched>`] did not become a [`Lease<Installed>`].
+#[derive(Debug, thiserror::Error)]
+pub enum NotInstalled {
+    /// The fetch has not completed. The lease is given back.
+    #[error("the fetch has not completed yet")]
+    Pending(Lease<Fetched>),
+    /// There is nothing at this offset. The slot is free.
+    #[error("end of file")]
+    EndOfFile,
+    /// The source failed. The slot is free.
+    #[error("{0}")]
+    Failed(Errno),
+}
+
+impl<S: State> Lease<S> {
+    /// Names the lease.
+    #[must_use]
+    pub fn id(&self) -> LeaseId {
+        self.claim.id
+    }
+
+    pub(crate) fn is_of(&self, core: &Rc<Core>) -> bool {
+        Rc::ptr_eq(&self.claim.core, core)
+    }
+
+    fn into_state<T: State>(self) -> Lease<T> {
+        Lease { claim: self.claim, state: PhantomData }
+    }
+}
+
+impl Lease<Fetched> {
+    #[inline]
+    pub(crate) fn new(core: Rc<Core>, id: LeaseId) -> Self {
+        Self { claim: Claim { core, id, holds: true }, state: PhantomData }
+    }
+
+    /// The installed lease, once the completion of the fetch has been given to
+    /// [`Slots::complete`](crate::slots::Slots::complete).
+    ///
+    /// A fetch of fewer bytes than were asked for is a success; see [`Lease::len`].
+    ///
+    /// # Errors
+    ///
+    /// See [`NotInstalled`].
+    #[inline]
+    pub fn installed(self) -> Result<Lease<Installed>, NotInstalled> {
+        match self.claim.core.fetch_result(self.claim.id.slot()) {
+            None => Err(NotInstalled::Pending(self)),
+            Some(Ok(0)) => Err(NotInstalled::EndOfFile),
+            Some(Ok(_)) => Ok(self.into_state()),
+            Some(Err(errno)) => Err(NotInstalled::Failed(errno)),
+        }
+    }
+
+    /// Whether the fetch is still running.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.claim.core.fetch_result(self.claim.id.slot()).is_none()
+    }
+}
+
+impl Lease<Installed> {
+    /// How many bytes there are. Never 0; fewer than were asked for at the end of a file, or
+    /// where the source had no more at hand.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "an installed lease is never empty")]
+    pub fn len(&self) -> u32 {
+        self.claim.core.slot_len(self.claim.id.slot())
+    }
+
+    /// The engine that fetched it.
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        self.claim.core.slot_engine(self.claim.id.slot())
+    }
+
+    /// How many requests use it now.
+    #[must_use]
+    pub fn uses(&self) -> u32 {
+        self.claim.core.uses(self.claim.id.slot())
+    }
+
+    /// Prepares a `WRITE_FIXED` of `range` to `offset` of `sink`
+    /// ([`STREAM`](crate::STREAM): where it stands).
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`](ErrorKind::OutOfRange).
+    #[inline]
+    pub fn write(
+        &self,
+        range: impl RangeBounds<u32>,
+        sink: impl Into<Target>,
+        offset: u64,
+    ) -> Result<Prepared<'_>> {
+        self.consume(range, Consumer::Write { sink: sink.into(), offset })
+    }
+
+    /// Prepares a `SEND`. A socket takes what it has room for, unless
+    /// [`SendFlags::WAIT_ALL`] is given.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`](ErrorKind::OutOfRange).
+    #[inline]
+    pub fn send(
+        &self,
+        range: impl RangeBounds<u32>,
+        sink: impl Into<Target>,
+        flags: SendFlags,
+    ) -> Result<Prepared<'_>> {
+        self.consume(range, Consumer::Send { sink: sink.into(), flags })
+    }
+
+    /// Prepares a `SEND_ZC` (Linux 6.0). It has two completions; the lease is in use until the
+    /// second, when the network does not need the bytes any more.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`](ErrorKind::OutOfRange), [`Unavailable`](ErrorKind::Unavailable).
+    #[inline]
+    pub fn send_zc(
+        &self,
+        range: impl RangeBounds<u32>,
+        sink: impl Into<Target>,
+        flags: SendFlags,
+    ) -> Result<Prepared<'_>> {
+        self.consume(range, Consumer::SendZc { sink: sink.into(), flags })
+    }
+
+    /// Prepares any [`Consumer`].
+    ///
+    /// # Errors
+    ///
+    /// As the consumer's own method.
+    #[inline]
+    pub fn consume(
+        &self,
+        range: impl RangeBounds<u32>,
+        consumer: Consumer,
+    ) -> Result<Prepared<'_>> {
+        let range = self.range(range)?;
+        self.claim.core.use_slot(
+            self.claim.id.slot(),
+            range.start,
+            range.end - range.start,
+            consumer,
+        )
+    }
+
+    /// Prepares a vectored write of up to [`MAX_RANGES`](crate::consume::MAX_RANGES) ranges, one
+    /// behind the other, to `offset` of `sink`. A lease takes one at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`](ErrorKind::OutOfRange); [`InvalidInput`](ErrorKind::InvalidInput) for no or
+    /// too many ranges; [`Busy`](ErrorKind::Busy) while another one is in flight.
+    pub fn writev(
+        &self,
+        ranges: &[Range<u32>],
+        sink: impl Into<Target>,
+        offset: u64,
+    ) -> Result<Prepared<'_>> {
+        for range in ranges {
+            self.range(range.clone())?;
+        }
+        let ranges = ranges.iter().map(|range| (range.start, range.end - range.start));
+        self.claim.core.use_ranges(self.claim.id.slot(), ranges, sink.into(), offset)
+    }
+
+    /// Lets the slot be emptied, also while requests use the lease: what they use stays until the
+    /// last of them is done. Sent with the next submission.
+    #[inline]
+    pub fn release(mut self) -> Lease<Released> {
+        self.claim.holds = false;
+        self.claim.core.let_go(self.claim.id.slot());
+        self.into_state()
+    }
+
+    #[inline]
+    fn range(&self, range: impl RangeBounds<u32>) -> Result<Range<u32>> {
+        let len = self.len();
+        let start = match range.start_bound() {
+            Bound::Included(&start) => Some(start),
+            Bound::Excluded(&start) => start.checked_add(1),
+            Bound::Unbounded => Some(0),
+        };
+        let end = match range.end_bound() {
+            Bound::Included(&end) => end.checked_add(1),
+            Bound::Excluded(&end) => Some(end),
+            Bound::Unbounded => Some(len),
+        };
+        match (start, end) {
+            (Some(start), Some(end)) if start < end && end <= len => Ok(start..end),
+            _ => Err(outside(range.start_bound(), range.end_bound(), len)),
+        }
+    }
+}
+
+#[cold]
+fn outside(start: Bound<&u32>, end: Bound<&u32>, len: u32) -> Error {
+    Error::new(
+        ErrorKind::OutOfRange,
+        format!(
+            "bytes {start:?} to {end:?} of a lease of {len} bytes: a range must not be empty and must lie in it"
+        ),
+    )
+}
+
+impl Lease<Released> {
+    /// Whether the slot is empty, every use has ended, and the slot can serve somebody else.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.claim.core.is_over(self.claim.id)
+    }
+}
+
+impl<S: State> fmt::Debug for Lease<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("state", &format_args!("{}", S::NAME))
+            .field("id", &self.claim.id)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Builders of the requests that the `io-uring` crate does not know, in its style.
+//!
+//! They make an [`Entry`], which is pushed as any other; pushing is `unsafe` there, and what the
+//! caller promises by it is said with each builder.
+//!
+//! ```
+//! use io_uring::types::Fd;
+//! use uring_getbuf::opcode::{GetBuf, PutBuf};
+//!
+//! // The opcode comes from `Support::detect`; 65 is what the patches for Linux 7.3 use.
+//! let get_buf = 65;
+//! let fetch = GetBuf::new(get_buf, Fd(3), 4096, 0).offset(8192).build().user_data(1);
+//! let release = PutBuf::new(get_buf + 1, 0).build().user_data(2);
+//! # let _ = (fetch, release);
+//! ```
+
+use std::mem;
+use std::os::fd::RawFd;
+
+use io_uring::squeue::{Entry, Flags};
+use io_uring::types;
+use static_assertions::{assert_eq_align, assert_eq_size, const_assert};
+use uring_getbuf_sys as sys;
+
+/// `IORING_OP_SEND`, from `linux/io_uring.h`.
+const IORING_OP_SEND: u8 = 26;
+/// `IORING_OP_URING_CMD`, likewise (Linux 5.19).
+const IORING_OP_URING_CMD: u8 = 46;
+/// `IORING_RECVSEND_FIXED_BUF`, likewise; on a plain send since Linux 7.2.
+const IORING_RECVSEND_FIXED_BUF: u16 = 1 << 2;
+
+/// The file that a request names: a descriptor, or an index into the ring's registered files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A file descriptor. It must stay open until the request has completed: since Linux 5.19 a
+    /// request looks its file up when it runs, not when it is submitted.
+    Fd(RawFd),
+    /// An index into the table of registered files.
+    Fixed(u32),
+}
+
+impl From<types::Fd> for Target {
+    fn from(fd: types::Fd) -> Self {
+        Self::Fd(fd.0)
+    }
+}
+
+impl From<types::Fixed> for Target {
+    fn from(index: types::Fixed) -> Self {
+        Self::Fixed(index.0)
+    }
+}
+
+/// `struct io_uring_sqe` of `linux/io_uring.h`, 64 bytes, with the names that most requests use.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Sqe {
+    opcode: u8,
+    flags: u8,
+    ioprio: u16,
+    fd: i32,
+    off: u64,
+    addr: u64,
+    len: u32,
+    op_flags: u32,
+    user_data: u64,
+    buf_index: u16,
+    personality: u16,
+    file_index: u32,
+    cmd: [u64; 2],
+}
+
+assert_eq_size!(Sqe, Entry, [u8; 64]);
+assert_eq_align!(Sqe, Entry, u64);
+const_assert!(mem::offset_of!(Sqe, buf_index) == 40);
+const_assert!(mem::offset_of!(Sqe, cmd) == 48);
+
+impl Sqe {
+    fn on(opcode: u8, target: Target) -> Self {
+        let (fd, flags) = match target {
+            Target::Fd(fd) => (fd, Flags::empty()),
+            Target::Fixed(index) => (index as i32, Flags::FIXED_FILE),
+        };
+        Self { opcode, flags: flags.bits(), fd, ..Self::default() }
+    }
+
+    /// The one place where a request that the `io-uring` crate does not know becomes its `Entry`.
+    fn into_entry(self) -> Entry {
+        // SAFETY: `Entry` is `repr(C)` around the kernel's `struct io_uring_sqe`. Size and
+        // alignment are asserted above, and every bit pattern is a valid SQE: it is plain data
+        // that only the kernel interprets.
+        unsafe { mem::transmute::<Sqe, Entry>(self) }
+    }
+}
+
+/// `IORING_OP_GET_BUF`: fetch a buffer from a file and install it in a slot.
+///
+/// The result is the number of bytes in the slot; see `getbuf_uapi.h` for every error. Pushing it
+/// is sound whatever its fields are; the slot must not be one that other requests in flight rely
+/// on.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct GetBuf {
+    opcode: u8,
+    source: Target,
+    len: u32,
+    slot: u16,
+    offset: u64,
+    flags: u32,
+}
+
+impl GetBuf {
+    /// `opcode` is the number that the running kernel gives to `GET_BUF`: take it from
+    /// [`Support::get_buf_opcode`](crate::probe::Support::get_buf_opcode).
+    pub fn new(opcode: u8, source: impl Into<Target>, len: u32, slot: u16) -> Self {
+        Self { opcode, source: source.into(), len, slot, offset: 0, flags: 0 }
+    }
+
+    /// Offset in the source, in bytes. Default 0.
+    pub const fn offset(mut self, offset: u64) -> Self {
+        self.offset = offset;
+        self
+    }
+
+    /// Release what the slot holds and take its place, instead of failing because it is taken.
+    /// Not in the RFC, where it is `-EINVAL`.
+    pub const fn replace(mut self) -> Self {
+        self.flags |= sys::IORING_GET_BUF_REPLACE;
+        self
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn build(self) -> Entry {
+        Sqe {
+            off: self.offset,
+            len: self.len,
+            op_flags: self.flags,
+            buf_index: self.slot,
+            ..Sqe::on(self.opcode, self.source)
+        }
+        .into_entry()
+    }
+}
+
+/// `IORING_OP_PUT_BUF`: empty a slot. The file gets its buffer back when the last request that
+/// uses it is done; this request does not wait for that.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct PutBuf {
+    opcode: u8,
+    slot: u16,
+}
+
+impl PutBuf {
+    /// `opcode`: from [`Support::put_buf_opcode`](crate::probe::Support::put_buf_opcode).
+    pub const fn new(opcode: u8, slot: u16) -> Self {
+        Self { opcode, slot }
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn build(self) -> Entry {
+        Sqe { buf_index: self.slot, ..Sqe::on(self.opcode, Target::Fd(-1)) }.into_entry()
+    }
+}
+
+/// `IORING_OP_SEND` from a registered buffer (`IORING_RECVSEND_FIXED_BUF`, Linux 7.2), which the
+/// `io-uring` crate's `Send` cannot say.
+pub(crate) fn send_fixed(sink: Target, addr: u64, len: u32, buf_index: u16, flags: i32) -> Entry {
+    Sqe {
+        addr,
+        len,
+        buf_index,
+        ioprio: IORING_RECVSEND_FIXED_BUF,
+        op_flags: flags as u32,
+        ..Sqe::on(IORING_OP_SEND, sink)
+    }
+    .into_entry()
+}
+
+/// A command of `/dev/getbuf`. The payloads are 16 bytes of plain data, so every one of them is
+/// two words.
+fn command(device: Target, cmd_op: u32, addr: u64, len: u32, cmd: [u64; 2]) -> Entry {
+    Sqe { off: u64::from(cmd_op), addr, len, cmd, ..Sqe::on(IORING_OP_URING_CMD, device) }
+        .into_entry()
+}
+
+/// The second half of the first word of every payload: slot, flags, version.
+const fn header(first: u32, slot: u16, flags: u8) -> u64 {
+    first as u64
+        | (slot as u64) << 32
+        | (flags as u64) << 48
+        | (sys::GETBUF_ABI_VERSION as u64) << 56
+}
+
+/// `GETBUF_CMD_FETCH` on a device whose source is named by descriptor, or bound
+/// (`GETBUF_FD_BOUND`).
+pub(crate) fn module_fetch(
+    device: Target,
+    source: RawFd,
+    offset: u64,
+    len: u32,
+    slot: u16,
+) -> Entry {
+    command(device, sys::GETBUF_CMD_FETCH, 0, len, [header(source as u32, slot, 0), offset])
+}
+
+/// `GETBUF_CMD_RELEASE`.
+pub(crate) fn module_release(device: Target, slot: u16) -> Entry {
+    command(device, sys::GETBUF_CMD_RELEASE, 0, 0, [header(0, slot, 0), 0])
+}
+
+/// `GETBUF_CMD_QUERY`. `answer` must stay valid until the request has completed.
+pub(crate) fn module_query(device: Target, answer: *mut sys::getbuf_query) -> Entry {
+    let len = size_of::<sys::getbuf_query>() as u32;
+    command(device, sys::GETBUF_CMD_QUERY, answer as u64, len, [header(0, 0, 0), 0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(entry: Entry) -> [u8; 64] {
+        // SAFETY: the reverse of `Sqe::into_entry`, on plain data of the same size.
+        unsafe { mem::transmute::<Entry, [u8; 64]>(entry) }
+    }
+
+    #[test]
+    fn get_buf_is_laid_out_as_the_kernel_reads_it() {
+        let sqe = bytes(
+            GetBuf::new(65, types::Fixed(7), 0x1234, 0x0102)
+                .offset(1 << 40)
+                .replace()
+                .build()
+                .user_data(9),
+        );
+        let mut want = [0; 64];
+        want[0] = 65;
+        want[1] = Flags::FIXED_FILE.bits();
+        want[4..8].copy_from_slice(&7_i32.to_ne_bytes());
+        want[8..16].copy_from_slice(&(1_u64 << 40).to_ne_bytes());
+        want[24..28].copy_from_slice(&0x1234_u32.to_ne_bytes());
+        want[28..32].copy_from_slice(&1_u32.to_ne_bytes());
+        want[32..40].copy_from_slice(&9_u64.to_ne_bytes());
+        want[40..42].copy_from_slice(&0x0102_u16.to_ne_bytes());
+        assert_eq!(sqe, want);
+    }
+
+    #[test]
+    fn put_buf_names_only_the_slot() {
+        let sqe = bytes(PutBuf::new(66, 3).build());
+        let mut want = [0; 64];
+        want[0] = 66;
+        want[4..8].copy_from_slice(&(-1_i32).to_ne_bytes());
+        want[40] = 3;
+        assert_eq!(sqe, want);
+    }
+
+    #[test]
+    fn a_command_carries_the_payload_of_the_header() {
+        let sqe = bytes(module_fetch(Target::Fd(5), 6, 77, 4096, 8));
+        let want = sys::getbuf_cmd_fetch { fd: 6, slot: 8, flags: 0, version: 1, off: 77 };
+        // SAFETY: plain data of 16 bytes without padding.
+        let want = unsafe { mem::transmute::<sys::getbuf_cmd_fetch, [u8; 16]>(want) };
+        assert_eq!(sqe[48..], want);
+        assert_eq!(sqe[8..12], sys::GETBUF_CMD_FETCH.to_ne_bytes());
+        assert_eq!(sqe[0], IORING_OP_URING_CMD);
+    }
+
+    #[test]
+    fn numbers_agree_with_the_io_uring_crate() {
+        assert_eq!(IORING_OP_SEND, io_uring::opcode::Send::CODE);
+        assert_eq!(IORING_OP_URING_CMD, io_uring::opcode::UringCmd16::CODE);
+    }
+}

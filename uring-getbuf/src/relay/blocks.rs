@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! File to file: a chain for each block, as many in flight as there are slots, in any order.
+
+use super::{Ends, Flow, Relay, Source};
+use crate::chain::ChainOutcome;
+use crate::error::{Errno, Result};
+use crate::ring::Ring;
+use crate::slots::{Event, LeaseId};
+
+/// A range of the source, counted from where the relay began.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    start: u64,
+    len: u32,
+}
+
+struct Blocks {
+    /// What each slot is moving.
+    running: Box<[Option<(LeaseId, Block)>]>,
+    in_flight: usize,
+    /// Where the next new block starts.
+    next: u64,
+    /// Where the source ends, as far as is known.
+    end: u64,
+    /// Blocks to do again, whole or in part.
+    again: Vec<Block>,
+}
+
+pub(super) fn run(
+    relay: &mut Relay<'_>,
+    ring: &mut Ring,
+    files: &Ends,
+    source: Source,
+    flow: &mut Flow,
+) -> Result<()> {
+    let end = relay.end(source.size);
+    // Where the source said that it ends.
+    let mut told = end;
+    let mut blocks = Blocks {
+        running: vec![None; ring.capacity()].into(),
+        in_flight: 0,
+        next: 0,
+        end,
+        again: Vec::with_capacity(2 * relay.depth),
+    };
+    let mut cancelled = false;
+    loop {
+        while flow.error.is_none() && blocks.in_flight < relay.depth {
+            let Some(block) = blocks.take(relay.block_size) else { break };
+            blocks.start(relay, ring, files, block)?;
+        }
+        if blocks.in_flight == 0 {
+            // A file that has grown meanwhile has more.
+            if flow.error.is_some() || source.size.is_none() || blocks.end != told {
+                return Ok(());
+            }
+            told = relay.end(Some(Source::of(relay.source)?.size.unwrap_or(0)));
+            if told <= blocks.end {
+                return Ok(());
+            }
+            blocks.end = told;
+            continue;
+        }
+        if flow.error.is_some() && !cancelled {
+            files.cancel(ring)?;
+            cancelled = true;
+        }
+        // Half of them: the others keep both files busy meanwhile, and a system call serves many.
+        relay.wait(ring, blocks.in_flight.div_ceil(2), flow)?;
+        while let Some(event) = ring.next_completion() {
+            match event {
+                Event::Chained { id, outcome } => match blocks.running[usize::from(id.slot())] {
+                    Some((chain, block)) if chain == id => blocks.done(id, block, outcome, flow),
+                    _ => ring.keep(event),
+                },
+                event => ring.keep(event),
+            }
+        }
+        let total = (blocks.end != u64::MAX).then_some(blocks.end);
+        relay.report_progress(flow, total);
+    }
+}
+
+impl Blocks {
+    /// The next block to move.
+    fn take(&mut self, block_size: u32) -> Option<Block> {
+        while let Some(block) = self.again.pop() {
+            if block.start < self.end {
+                return Some(block);
+            }
+        }
+        let left = self.end.saturating_sub(self.next);
+        if left == 0 {
+            return None;
+        }
+        let len = left.min(u64::from(block_size)) as u32;
+        let block = Block { start: self.next, len };
+        self.next += u64::from(len);
+        Some(block)
+    }
+
+    fn start(
+        &mut self,
+        relay: &Relay<'_>,
+        ring: &mut Ring,
+        files: &Ends,
+        block: Block,
+    ) -> Result<()> {
+        let from = relay.source_offset + block.start;
+        let to = relay.sink_offset + block.start;
+        let id = ring.chain_write(&files.source, from, block.len, &files.sink, to)?;
+        self.running[usize::from(id.slot())] = Some((id, block));
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    fn done(&mut self, id: LeaseId, block: Block, outcome: ChainOutcome, flow: &mut Flow) {
+        self.running[usize::from(id.slot())] = None;
+        self.in_flight -= 1;
+        flow.moved += u64::from(outcome.moved());
+        match outcome {
+            ChainOutcome::Done(_) => {}
+            ChainOutcome::ShortFetch(0) => self.end = self.end.min(block.start),
+            ChainOutcome::ShortUse(0) => flow.sink_is_full(),
+            // What came is moved by a chain of its length, and what did not is asked for again.
+            ChainOutcome::ShortFetch(len) => {
+                self.rest(block, len);
+                self.again.push(Block { start: block.start, len });
+            }
+            ChainOutcome::ShortUse(len) => self.rest(block, len),
+            ChainOutcome::FetchFailed(Errno::INTR) | ChainOutcome::UseFailed(Errno::INTR) => {
+                self.again.push(block);
+            }
+            ChainOutcome::FetchFailed(errno) => flow.source_failed(errno),
+            ChainOutcome::UseFailed(errno) => flow.sink_failed(errno),
+        }
+    }
+
+    /// What is left of a block after its first bytes has to be done again.
+    fn rest(&mut self, block: Block, done: u32) {
+        self.again.push(Block { start: block.start + u64::from(done), len: block.len - done });
+    }
+}

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Moving a whole file or a whole stream, with many leases in flight.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::fs::File;
+//! use uring_getbuf::{Ring, relay::Relay};
+//!
+//! let mut ring = Ring::new()?;
+//! let report = Relay::new(&File::open("a")?, &File::create("b")?).run(&mut ring)?;
+//! println!("{} bytes", report.bytes);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | source | sink | how |
+//! |---|---|---|
+//! | regular file, block device | the same, not opened with `O_APPEND` | chains, in any order |
+//! | any | pipe, terminal, socket, `O_APPEND` | fetches ahead, consumers in order, linked |
+//! | pipe, terminal, socket | any | one fetch at a time, consumers in order, linked |
+//!
+//! A source may shrink or grow meanwhile: what is there when it is reached is moved. A file that is
+//! read and a file that is written are addressed by offset; their own positions are not used or
+//! moved, but those of a stream are.
+//!
+//! Descriptors may be blocking or not: where one answers `EAGAIN`, the relay waits until it is
+//! ready.
+
+mod blocks;
+mod stream;
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::fs::{FileType, OFlags, Stat};
+
+use crate::consume::STREAM;
+use crate::engine::Engine;
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::ring::{Attached, Ring};
+
+/// How often a relay that can be cancelled looks whether it was, while nothing moves.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What a relay did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Bytes that the sink took. Where a file is written in any order, they are not necessarily
+    /// its first ones unless the relay succeeded.
+    pub bytes: u64,
+    /// The engine that fetched them.
+    pub engine: Engine,
+}
+
+/// A relay that ended early: why, and what it had done until then.
+#[derive(Debug)]
+pub struct Failure {
+    /// Why. [`Source`](ErrorKind::Source), [`Sink`](ErrorKind::Sink) and
+    /// [`Cancelled`](ErrorKind::Cancelled) tell whose fault it was.
+    pub error: Error,
+    /// What had been done.
+    pub report: Report,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (after {} bytes)", self.error, self.report.bytes)
+    }
+}
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+/// How far a relay is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Bytes that the sink has taken.
+    pub bytes: u64,
+    /// Bytes that there will be, as far as the source tells.
+    pub total: Option<u64>,
+}
+
+/// Cancels a relay, from any thread.
+#[derive(Clone, Debug, Default)]
+pub struct Canceller(Arc<AtomicBool>);
+
+impl Canceller {
+    /// One that has not been used.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The relay ends within a tenth of a second with [`Cancelled`](ErrorKind::Cancelled); what is
+    /// in flight is cancelled.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was used.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Moves everything from a source to a sink. See the [module](self).
+#[must_use = "a relay does nothing until it is run"]
+pub struct Relay<'a> {
+    source: BorrowedFd<'a>,
+    sink: BorrowedFd<'a>,
+    source_offset: u64,
+    sink_offset: u64,
+    limit: u64,
+    block_size: u32,
+    depth: usize,
+    zero_copy_send: Option<bool>,
+    canceller: Option<Canceller>,
+    progress: Option<Box<dyn FnMut(Progress) + 'a>>,
+}
+
+impl<'a> Relay<'a> {
+    /// From a source that is open for reading to a sink that is open for writing.
+    pub fn new(source: &'a impl AsFd, sink: &'a impl AsFd) -> Self {
+        Self {
+            source: source.as_fd(),
+            sink: sink.as_fd(),
+            source_offset: 0,
+            sink_offset: 0,
+            limit: u64::MAX,
+            block_size: u32::MAX,
+            depth: usize::MAX,
+            zero_copy_send: None,
+            canceller: None,
+            progress: None,
+        }
+    }
+
+    /// Where in the source to begin, in bytes. Only a file that is addressed by offset has one.
+    /// Default 0.
+    pub fn source_offset(mut self, offset: u64) -> Self {
+        self.source_offset = offset;
+        self
+    }
+
+    /// Where in the sink to begin, likewise.
+    pub fn sink_offset(mut self, offset: u64) -> Self {
+        self.sink_offset = offset;
+        self
+    }
+
+    /// Most bytes to move. Default: until the source ends.
+    pub fn limit(mut self, bytes: u64) -> Self {
+        self.limit = bytes;
+        self
+    }
+
+    /// Most bytes to fetch at once. Default and maximum: the ring's block size.
+    pub fn block_size(mut self, bytes: u32) -> Self {
+        self.block_size = bytes;
+        self
+    }
+
+    /// Most leases to hold at once. Default and maximum: all the ring's slots.
+    pub fn depth(mut self, leases: usize) -> Self {
+        self.depth = leases;
+        self
+    }
+
+    /// Whether to use `SEND_ZC` for a socket. Default: where the engine lends the file's own
+    /// memory. A socket that cannot is sent to in the ordinary way.
+    pub fn zero_copy_send(mut self, yes: bool) -> Self {
+        self.zero_copy_send = Some(yes);
+        self
+    }
+
+    /// What may cancel it.
+    pub fn canceller(mut self, canceller: &Canceller) -> Self {
+        self.canceller = Some(canceller.clone());
+        self
+    }
+
+    /// Called on this thread each time that something has moved.
+    pub fn on_progress(mut self, call: impl FnMut(Progress) + 'a) -> Self {
+        self.progress = Some(Box::new(call));
+        self
+    }
+
+    /// Runs it to its end.
+    ///
+    /// Leases, events and requests of others on the same ring are left alone; events that come
+    /// meanwhile are there afterwards.
+    ///
+    /// # Errors
+    ///
+    /// A [`Failure`], which has the error and the bytes that were moved before it.
+    pub fn run(self, ring: &mut Ring) -> Result<Report, Failure> {
+        let mut flow = Flow { moved: 0, engine: ring.engine(), error: None };
+        let done = self.start(ring, &mut flow);
+        let report = Report { bytes: flow.moved, engine: flow.engine };
+        match done.err().or(flow.error) {
+            None => Ok(report),
+            Some(error) => Err(Failure { error, report }),
+        }
+    }
+
+    fn start(mut self, ring: &mut Ring, flow: &mut Flow) -> Result<()> {
+        self.block_size = self.block_size.min(ring.block_size());
+        self.depth = self.depth.min(ring.free());
+        if self.block_size == 0 || self.depth == 0 {
+            let what = "a relay needs blocks of at least one byte, and at least one free slot";
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        let source = Source::of(self.source)?;
+        let sink = Sink::of(self.sink)?;
+        let files = Ends { source: ring.attach(&self.source)?, sink: ring.attach(&self.sink)? };
+        if source.seekable && sink == Sink::File {
+            blocks::run(&mut self, ring, &files, source, flow)
+        } else {
+            stream::run(&mut self, ring, &files, source, sink, flow)
+        }
+    }
+
+    /// Where it ends, counted from where it begins; `size` is the source's.
+    fn end(&self, size: Option<u64>) -> u64 {
+        size.map_or(u64::MAX, |size| size.saturating_sub(self.source_offset)).min(self.limit)
+    }
+
+    fn report_progress(&mut self, flow: &Flow, total: Option<u64>) {
+        if let Some(call) = &mut self.progress {
+            call(Progress { bytes: flow.moved, total });
+        }
+    }
+
+    /// Waits for completions, and notices a cancellation.
+    fn wait(&self, ring: &mut Ring, count: usize, flow: &mut Flow) -> Result<()> {
+        ring.flush()?;
+        let Some(canceller) = &self.canceller else { return ring.enter(count, None) };
+        ring.enter(count, Some(LOOK))?;
+        if canceller.is_cancelled() && flow.error.is_none() {
+            flow.fail(Error::new(ErrorKind::Cancelled, "cancelled"));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Relay<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay")
+            .field("source", &self.source)
+            .field("sink", &self.sink)
+            .field("block_size", &self.block_size)
+            .field("depth", &self.depth)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a running relay has come to.
+struct Flow {
+    moved: u64,
+    engine: Engine,
+    /// The first error. Nothing new is begun then; what is in flight is brought to its end.
+    error: Option<Error>,
+}
+
+impl Flow {
+    fn fail(&mut self, error: Error) {
+        self.error.get_or_insert(error);
+    }
+
+    fn source_failed(&mut self, errno: Errno) {
+        self.fail(Error::os(ErrorKind::Source, errno, "reading from the source"));
+    }
+
+    fn sink_failed(&mut self, errno: Errno) {
+        self.fail(Error::os(ErrorKind::Sink, errno, "writing to the sink"));
+    }
+
+    fn sink_is_full(&mut self) {
+        self.fail(Error::new(ErrorKind::Sink, "writing to the sink: it takes nothing more"));
+    }
+}
+
+/// Both ends, attached.
+struct Ends {
+    source: Attached,
+    sink: Attached,
+}
+
+impl Ends {
+    /// Cancels what is in flight.
+    fn cancel(&self, ring: &mut Ring) -> Result<()> {
+        ring.cancel(&self.source)?;
+        ring.cancel(&self.sink)
+    }
+}
+
+fn stat(fd: BorrowedFd<'_>, what: &'static str) -> Result<Stat> {
+    rustix::fs::fstat(fd).map_err(|errno| Error::io(ErrorKind::InvalidInput, &errno.into(), what))
+}
+
+/// What kind of source it is.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    /// Addressed by offset.
+    seekable: bool,
+    /// Where it ends now, if it tells.
+    size: Option<u64>,
+}
+
+impl Source {
+    fn of(fd: BorrowedFd<'_>) -> Result<Self> {
+        let stat = stat(fd, "looking at the source")?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            // Files of procfs and the like say 0 and have content all the same.
+            FileType::RegularFile => Ok(Self {
+                seekable: true,
+                size: u64::try_from(stat.st_size).ok().filter(|size| *size > 0),
+            }),
+            FileType::BlockDevice => Ok(Self { seekable: true, size: None }),
+            FileType::Directory => {
+                Err(Error::new(ErrorKind::InvalidInput, "the source is a directory"))
+            }
+            _ => Ok(Self { seekable: false, size: None }),
+        }
+    }
+}
+
+/// What kind of sink it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sink {
+    /// Written by offset, in any order.
+    File,
+    /// Written where it stands.
+    Stream,
+    Socket,
+}
+
+impl Sink {
+    fn of(fd: BorrowedFd<'_>) -> Result<Self> {
+        let stat = stat(fd, "looking at the sink")?;
+        Ok(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile | FileType::BlockDevice => {
+                let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::empty());
+                if flags.contains(OFlags::APPEND) { Self::Stream } else { Self::File }
+            }
+            FileType::Socket => Self::Socket,
+            FileType::Directory => {
+                return Err(Error::new(ErrorKind::InvalidInput, "the sink is a directory"));
+            }
+            _ => Self::Stream,
+        })
+    }
+
+    /// The offset of a write at `position` of what is moved.
+    fn offset(self, begin: u64, position: u64) -> u64 {
+        if self == Self::File { begin + position } else { STREAM }
+    }
+}

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! In order: fetches run ahead where the source has offsets, consumers follow one another.
+//!
+//! Consumers that can go are queued together, linked, so that one system call serves many; one that
+//! ends early or fails breaks the link, and the next round begins where it stopped.
+
+use std::collections::VecDeque;
+
+use super::{Ends, Flow, Relay, Sink, Source};
+use crate::consume::STREAM;
+use crate::engine::Engine;
+use crate::error::{Errno, Result};
+use crate::lease::{Fetched, Installed, Lease, NotInstalled};
+use crate::ring::{Ring, Use};
+use crate::slots::{Event, LeaseId, UseId};
+
+/// Most consumers that are linked.
+const BATCH: usize = 16;
+
+/// The tokens of waits for a file to be ready.
+const SOURCE_READY: u32 = u32::MAX - 1;
+const SINK_READY: u32 = u32::MAX - 2;
+
+/// A lease on its way. `position` counts from where the relay began.
+struct Block {
+    position: u64,
+    asked: u32,
+    lease: Stage,
+}
+
+enum Stage {
+    Fetching(Lease<Fetched>),
+    /// Some of its bytes may have been consumed.
+    Ready(Lease<Installed>, u32),
+    /// To be fetched again.
+    Again,
+}
+
+/// One end's readiness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    Open,
+    /// It answered `EAGAIN`.
+    Shut,
+    /// A wait until it is ready is in flight.
+    Waiting,
+}
+
+struct Stream<'r, 'a> {
+    relay: &'r mut Relay<'a>,
+    ring: &'r mut Ring,
+    files: &'r Ends,
+    source: Source,
+    sink: Sink,
+    flow: &'r mut Flow,
+    /// In the order of their positions.
+    blocks: VecDeque<Block>,
+    /// Consumers in flight, with the position of their block; in order.
+    batch: VecDeque<(UseId, u64)>,
+    /// A consumer of the batch ended early: those behind it are cancelled, and are sent again.
+    broken: bool,
+    /// Which lease of ours each slot holds.
+    ours: Box<[Option<LeaseId>]>,
+    /// Fetches in flight.
+    fetches: usize,
+    /// `SEND_ZC` requests that have their result and still use their lease.
+    unreturned: usize,
+    /// Position of the next block.
+    next: u64,
+    /// Where the source ends, as far as is known.
+    end: u64,
+    source_gate: Gate,
+    sink_gate: Gate,
+    zero_copy: bool,
+}
+
+pub(super) fn run(
+    relay: &mut Relay<'_>,
+    ring: &mut Ring,
+    files: &Ends,
+    source: Source,
+    sink: Sink,
+    flow: &mut Flow,
+) -> Result<()> {
+    let end = relay.end(source.size);
+    let zero_copy = sink == Sink::Socket
+        && ring.support().features().send_zc
+        && relay.zero_copy_send.unwrap_or(ring.engine() != Engine::Copy);
+    Stream {
+        blocks: VecDeque::with_capacity(relay.depth + 1),
+        batch: VecDeque::with_capacity(BATCH),
+        broken: false,
+        ours: vec![None; ring.capacity()].into(),
+        fetches: 0,
+        unreturned: 0,
+        next: 0,
+        end,
+        source_gate: Gate::Open,
+        sink_gate: Gate::Open,
+        zero_copy,
+        relay,
+        ring,
+        files,
+        source,
+        sink,
+        flow,
+    }
+    .run(end)
+}
+
+impl Stream<'_, '_> {
+    /// `told`: where the source said that it ends.
+    fn run(mut self, mut told: u64) -> Result<()> {
+        loop {
+            self.settle();
+            if self.flow.error.is_some() {
+                return self.abandon();
+            }
+            self.consume()?;
+            self.fetch()?;
+            if self.idle() && self.unreturned == 0 {
+                // A file that has grown meanwhile has more.
+                if self.source.size.is_none() || self.end != told {
+                    return Ok(());
+                }
+                told = self.relay.end(Some(Source::of(self.relay.source)?.size.unwrap_or(0)));
+                if told <= self.end {
+                    return Ok(());
+                }
+                self.end = told;
+                continue;
+            }
+            self.relay.wait(self.ring, self.batch.len().max(1), self.flow)?;
+            self.take_events();
+            let total = (self.end != u64::MAX).then_some(self.end);
+            self.relay.report_progress(self.flow, total);
+        }
+    }
+
+    /// Whether nothing is to be done or waited for.
+    fn idle(&self) -> bool {
+        self.blocks.is_empty()
+            && self.batch.is_empty()
+            && self.fetches == 0
+            && self.source_gate != Gate::Waiting
+            && self.sink_gate != Gate::Waiting
+    }
+
+    /// Brings what is in flight to its end, so that nothing of it is left on the ring.
+    fn abandon(mut self) -> Result<()> {
+        self.files.cancel(self.ring)?;
+        self.blocks.clear();
+        while !self.idle() {
+            self.ring.flush()?;
+            self.ring.enter(1, None)?;
+            self.take_events();
+        }
+        Ok(())
+    }
+
+    /// Starts fetches: as many as there are slots where the source has offsets, else one.
+    fn fetch(&mut self) -> Result<()> {
+        match self.source_gate {
+            Gate::Open => {}
+            Gate::Waiting => return Ok(()),
+            Gate::Shut => {
+                self.source_gate = Gate::Waiting;
+                return self.ring.poll_readable(&self.files.source, SOURCE_READY);
+            }
+        }
+        for index in 0..self.blocks.len() {
+            let Block { position, asked, ref lease } = self.blocks[index];
+            if matches!(lease, Stage::Again) && self.ring.free() > 0 {
+                self.blocks[index].lease = self.begin(position, asked)?;
+            }
+        }
+        while self.blocks.len() < self.relay.depth && self.ring.free() > 0 && self.next < self.end {
+            if !self.source.seekable && self.is_fetching() {
+                break;
+            }
+            let left = self.end - self.next;
+            let asked = left.min(u64::from(self.relay.block_size)) as u32;
+            let lease = self.begin(self.next, asked)?;
+            self.blocks.push_back(Block { position: self.next, asked, lease });
+            // Where a stream's next block starts is known when this one's bytes are there.
+            if self.source.seekable {
+                self.next += u64::from(asked);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_fetching(&self) -> bool {
+        self.blocks.back().is_some_and(|block| !matches!(block.lease, Stage::Ready(..)))
+    }
+
+    fn begin(&mut self, position: u64, asked: u32) -> Result<Stage> {
+        let offset =
+            if self.source.seekable { self.relay.source_offset + position } else { STREAM };
+        let lease = self.ring.fetch(&self.files.source, offset, asked)?;
+        self.ours[usize::from(lease.id().slot())] = Some(lease.id());
+        self.fetches += 1;
+        Ok(Stage::Fetching(lease))
+    }
+
+    /// Looks at the fetches, in order.
+    fn settle(&mut self) {
+        let mut index = 0;
+        while index < self.blocks.len() {
+            let block = &mut self.blocks[index];
+            block.lease = match std::mem::replace(&mut block.lease, Stage::Again) {
+                Stage::Fetching(lease) => match lease.installed() {
+                    Ok(lease) => {
+                        let (len, asked) = (lease.len(), block.asked);
+                        let after = block.position + u64::from(len);
+                        self.flow.engine = lease.engine();
+                        block.lease = Stage::Ready(lease, 0);
+                        if !self.source.seekable {
+                            self.next = after;
+                        } else if len < asked {
+                            // The rest comes before what was fetched behind this block.
+                            let asked = asked - len;
+                            let rest = Block { position: after, asked, lease: Stage::Again };
+                            self.blocks.insert(index + 1, rest);
+                        }
+                        index += 1;
+                        continue;
+                    }
+                    Err(NotInstalled::Pending(lease)) => Stage::Fetching(lease),
+                    Err(NotInstalled::EndOfFile) => {
+                        self.end = self.end.min(block.position);
+                        return self.blocks.truncate(index);
+                    }
+                    Err(NotInstalled::Failed(Errno::INTR)) => Stage::Again,
+                    Err(NotInstalled::Failed(Errno::AGAIN)) => {
+                        self.source_gate = Gate::Shut;
+                        Stage::Again
+                    }
+                    Err(NotInstalled::Failed(errno)) => return self.flow.source_failed(errno),
+                },
+                other => other,
+            };
+            index += 1;
+        }
+    }
+
+    /// Queues consumers for the blocks at the front that are there, linked.
+    fn consume(&mut self) -> Result<()> {
+        match self.sink_gate {
+            Gate::Open if self.batch.is_empty() => {}
+            Gate::Open | Gate::Waiting => return Ok(()),
+            Gate::Shut => {
+                self.sink_gate = Gate::Waiting;
+                return self.ring.poll_writable(&self.files.sink, SINK_READY);
+            }
+        }
+        self.broken = false;
+        let is_ready = |block: &&Block| matches!(block.lease, Stage::Ready(..));
+        let count = self.blocks.iter().take(BATCH).take_while(is_ready).count();
+        // A link ends where a submission does: all of it must fit.
+        self.ring.make_room(count)?;
+        for (index, block) in self.blocks.iter().take(count).enumerate() {
+            let Stage::Ready(lease, done) = &block.lease else { continue };
+            let offset =
+                self.sink.offset(self.relay.sink_offset, block.position + u64::from(*done));
+            let consumer = match self.sink {
+                Sink::Socket if self.zero_copy => Use::SendZc,
+                Sink::Socket => Use::Send,
+                Sink::File | Sink::Stream => Use::Write { offset },
+            };
+            let linked = index + 1 < count;
+            let id = self.ring.use_in_order(lease, *done, &self.files.sink, consumer, linked)?;
+            self.batch.push_back((id, block.position));
+        }
+        Ok(())
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.ring.next_completion() {
+            match event {
+                Event::Fetched { lease, .. } if self.is_ours(lease) => self.fetches -= 1,
+                Event::Used { id, result, more } if self.is_ours(id.lease()) => {
+                    self.unreturned += usize::from(more);
+                    self.used(id, result);
+                }
+                Event::Returned { id } if self.is_ours(id.lease()) => self.unreturned -= 1,
+                Event::Ready { token: SOURCE_READY, .. } => self.source_gate = Gate::Open,
+                Event::Ready { token: SINK_READY, .. } => self.sink_gate = Gate::Open,
+                event => self.ring.keep(event),
+            }
+        }
+    }
+
+    fn is_ours(&self, lease: LeaseId) -> bool {
+        self.ours[usize::from(lease.slot())] == Some(lease)
+    }
+
+    fn used(&mut self, id: UseId, result: Result<u32, Errno>) {
+        let Some(index) = self.batch.iter().position(|(used, _)| *used == id) else { return };
+        let Some((_, position)) = self.batch.remove(index) else { return };
+        match result {
+            Ok(0) => self.flow.sink_is_full(),
+            Ok(bytes) => self.moved(position, bytes),
+            // It waited behind one that ended early.
+            Err(Errno::CANCELED) if self.broken => {}
+            Err(Errno::INTR) => self.broken = true,
+            Err(Errno::AGAIN) => {
+                self.broken = true;
+                self.sink_gate = Gate::Shut;
+            }
+            Err(Errno::OPNOTSUPP) if self.zero_copy => {
+                self.broken = true;
+                self.zero_copy = false;
+            }
+            Err(errno) => {
+                self.broken = true;
+                self.flow.sink_failed(errno);
+            }
+        }
+    }
+
+    /// The sink has taken that many more bytes of a block.
+    fn moved(&mut self, position: u64, bytes: u32) {
+        self.flow.moved += u64::from(bytes);
+        let Some(index) = self.blocks.iter().position(|block| block.position == position) else {
+            return;
+        };
+        if let Stage::Ready(lease, done) = &mut self.blocks[index].lease {
+            *done += bytes;
+            if *done < lease.len() {
+                self.broken = true;
+            } else {
+                self.blocks.remove(index);
+            }
+        }
+    }
+}

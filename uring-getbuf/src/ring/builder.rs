@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Making a ring: its io_uring, its table of registered buffers, its pool.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use io_uring::IoUring;
+
+use super::{Files, Ring};
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::Pool;
+use crate::probe::{Support, no_ring};
+use crate::slots::Slots;
+
+/// How the io_uring is set up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Setup {
+    /// Completions are processed when the thread enters the kernel (`COOP_TASKRUN`). For any use.
+    #[default]
+    Cooperative,
+    /// `SINGLE_ISSUER` and `DEFER_TASKRUN` (Linux 6.1): completions are processed only when the
+    /// ring is asked for events. Least overhead for a thread that serves one ring.
+    DeferTaskrun,
+    /// `SQPOLL`: a kernel thread submits; no system call while it is awake.
+    SqPoll {
+        /// How long that thread waits for work before it sleeps; rounded to milliseconds.
+        idle: Duration,
+    },
+}
+
+/// Makes a [`Ring`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder {
+    slots: u16,
+    block_size: u32,
+    files: u16,
+    engine: Option<Engine>,
+    setup: Setup,
+    entries: Option<u32>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            slots: 32,
+            block_size: 128 << 10,
+            files: 64,
+            engine: None,
+            setup: Setup::default(),
+            entries: None,
+        }
+    }
+}
+
+impl Builder {
+    /// How many leases there can be at once. Default 32.
+    pub fn slots(mut self, slots: u16) -> Self {
+        self.slots = slots;
+        self
+    }
+
+    /// Most bytes that one lease holds, rounded up to whole pages. Default 128 KiB.
+    pub fn block_size(mut self, bytes: u32) -> Self {
+        self.block_size = bytes;
+        self
+    }
+
+    /// How many files can be attached at once. Default 64.
+    pub fn files(mut self, files: u16) -> Self {
+        self.files = files;
+        self
+    }
+
+    /// Insists on an engine. Default: the one that costs least of those that work here.
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.engine = Some(engine);
+        self
+    }
+
+    /// How the io_uring is set up. Default [`Setup::Cooperative`].
+    pub fn setup(mut self, setup: Setup) -> Self {
+        self.setup = setup;
+        self
+    }
+
+    /// Entries of the submission queue. Default: three for each slot, 4,096 at most.
+    pub fn entries(mut self, entries: u32) -> Self {
+        self.entries = Some(entries);
+        self
+    }
+
+    /// Makes the ring.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ErrorKind::Unavailable) with the reason if the engine, or io_uring itself,
+    /// does not work here; [`InvalidInput`](ErrorKind::InvalidInput) for numbers that make no
+    /// sense; [`MemoryLimit`](ErrorKind::MemoryLimit), naming the limit and what would fit.
+    pub fn build(self) -> Result<Ring> {
+        let support = Support::detect();
+        let engine = match self.engine {
+            None => support.best()?,
+            Some(engine) => support.require(engine).map(|()| engine)?,
+        };
+        let pool = Pool::new(self.slots, self.block_size)?;
+        let uring = self.uring()?;
+        let mut slots = Slots::builder(&support);
+        let submitter = uring.submitter();
+        // The pool comes last in the table, behind the slots of an engine that lends memory.
+        let pool_index = match engine {
+            Engine::Copy => 0,
+            Engine::Opcode => {
+                let numbers = support.get_buf_opcode().zip(support.put_buf_opcode());
+                let (get_buf, put_buf) = numbers.expect("the engine works, so it has numbers");
+                slots = slots.opcode(get_buf, put_buf, 0, self.slots);
+                self.slots
+            }
+            Engine::Module => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the module engine is not part of this version of the library",
+                ));
+            }
+        };
+        submitter
+            .register_buffers_sparse(u32::from(pool_index) + 1)
+            .map_err(|error| Error::io(ErrorKind::Ring, &error, "registering the slots"))?;
+        let vector = libc::iovec { iov_base: pool.base().cast(), iov_len: pool.bytes() };
+        // SAFETY: the pool is one mapping of that many bytes. The kernel pins its pages, so it may
+        // even be unmapped while they are registered.
+        unsafe { submitter.register_buffers_update(u32::from(pool_index), &[vector], None) }
+            .map_err(|error| self.pool_refused(&error, &support, &pool))?;
+        if self.files > 0 {
+            submitter.register_files_sparse(u32::from(self.files)).map_err(|error| {
+                let what = format!(
+                    "making room for {} attached files (RLIMIT_NOFILE bounds their number)",
+                    self.files
+                );
+                Error::io(ErrorKind::Ring, &error, what)
+            })?;
+        }
+        Ok(Ring {
+            slots: slots.pool(pool, pool_index).build()?,
+            files: Files::new(self.files),
+            named: vec![(0, 0); usize::from(self.slots)].into(),
+            events: VecDeque::with_capacity(usize::from(self.slots)),
+            uring,
+            support,
+        })
+    }
+
+    fn uring(&self) -> Result<IoUring> {
+        let invalid = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
+        if self.files == u16::MAX {
+            return invalid(format!("{} attached files: there can be 0 to 65534", self.files));
+        }
+        let entries = self.entries.unwrap_or_else(|| u32::from(self.slots).saturating_mul(3));
+        let entries = entries.clamp(8, 4096).next_power_of_two();
+        let mut builder = IoUring::builder();
+        builder.setup_submit_all().setup_clamp().setup_cqsize(entries * 4);
+        match self.setup {
+            Setup::Cooperative => builder.setup_coop_taskrun().setup_taskrun_flag(),
+            Setup::DeferTaskrun => {
+                builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag()
+            }
+            Setup::SqPoll { idle } => {
+                let idle = idle.as_millis().clamp(1, 3_600_000);
+                builder.setup_sqpoll(idle as u32)
+            }
+        };
+        builder.build(entries).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => Error::io(
+                ErrorKind::Unavailable,
+                &error,
+                format!("this kernel does not know the ring setup {:?}", self.setup),
+            ),
+            Some(libc::ENOMEM) => Error::io(
+                ErrorKind::MemoryLimit,
+                &error,
+                format!("making a ring of {entries} entries (RLIMIT_MEMLOCK may bound its size)"),
+            ),
+            _ => Error::new(ErrorKind::Unavailable, no_ring(&error)),
+        })
+    }
+
+    fn pool_refused(&self, error: &io::Error, support: &Support, pool: &Pool) -> Error {
+        let bytes = pool.bytes();
+        let limit = support.memlock_limit().filter(|limit| *limit < bytes as u64);
+        let what = match (error.raw_os_error(), limit) {
+            (Some(libc::ENOMEM), Some(limit)) => format!(
+                "pinning the pool of {} slots of {} bytes: {bytes} bytes are more than \
+                 RLIMIT_MEMLOCK allows ({limit} bytes); at most {} slots of this size would fit. \
+                 Use fewer or smaller ones, or raise the limit (ulimit -l)",
+                self.slots,
+                pool.block_size(),
+                limit / u64::from(pool.block_size()),
+            ),
+            (Some(libc::ENOMEM), None) => format!(
+                "pinning the pool of {} slots of {} bytes ({bytes} bytes): the memory is not \
+                 there, or what else this user has pinned leaves too little of RLIMIT_MEMLOCK",
+                self.slots,
+                pool.block_size(),
+            ),
+            _ => format!("pinning the pool of {bytes} bytes"),
+        };
+        Error::io(ErrorKind::MemoryLimit, error, what)
+    }
+}

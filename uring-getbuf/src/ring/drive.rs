@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Driving a ring: what goes into its queues, what comes out, and how it ends.
+
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use io_uring::squeue::{Entry, Flags};
+use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode as ops};
+
+use super::{Attached, Ring};
+use crate::chain::Chain;
+use crate::consume::{Consumer, SendFlags};
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::lease::{Installed, Lease, State};
+use crate::opcode::Target;
+use crate::slots::{Event, LeaseId, Prepared, UseId, driver_request, driver_user_data};
+
+/// Requests of the driver itself.
+const POLL: u8 = 0;
+pub(super) const CANCEL: u8 = 1;
+
+/// `poll(2)` events that are always reported.
+const POLL_ALWAYS: u32 = (libc::POLLERR | libc::POLLHUP) as u32;
+
+/// A consumer, on a file of the ring's own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Use {
+    Write { offset: u64 },
+    Send,
+    SendZc,
+}
+
+/// How long a ring that is dropped waits for requests that name its memory by address.
+const DRAIN: Duration = Duration::from_secs(1);
+
+impl Ring {
+    pub(super) fn check<S: State>(&self, lease: &Lease<S>) -> Result<()> {
+        if self.slots.owns(lease) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::WrongRing, "the lease belongs to another ring"))
+    }
+
+    #[inline]
+    pub(super) fn consume<'a>(
+        &mut self,
+        lease: &'a Lease<Installed>,
+        sink: &Attached,
+        prepare: impl FnOnce(&'a Lease<Installed>) -> Result<Prepared<'a>>,
+    ) -> Result<UseId> {
+        self.check(lease)?;
+        let place = sink.place_in(&self.files)?;
+        self.make_room(1)?;
+        let id = push(&mut self.uring, prepare(lease)?.token(place))?;
+        self.files.begin(place);
+        Ok(id)
+    }
+
+    pub(super) fn chain(
+        &mut self,
+        source: &Attached,
+        offset: u64,
+        len: u32,
+        sink: &Attached,
+        consumer: Consumer,
+    ) -> Result<LeaseId> {
+        let (from, to) = (source.place_in(&self.files)?, sink.place_in(&self.files)?);
+        self.make_room(3)?;
+        let (id, chain) =
+            self.slots.chain(Chain::new(Target::from(source), offset, len, consumer))?;
+        // SAFETY: the chain is of this ring's slots, whose pool is registered with it; its files
+        // are attached and stay so until it has completed; `next_event` gives every completion to
+        // the slots, and `Drop` keeps them as long as requests need them.
+        if unsafe { chain.push(&mut self.uring.submission()) }.is_err() {
+            return Err(queue_full());
+        }
+        self.files.begin(from);
+        self.files.begin(to);
+        self.named[usize::from(id.slot())] = (from, to);
+        Ok(id)
+    }
+
+    /// Queues a consumer of everything from `start` on that leaves nothing out: what it does not
+    /// take counts as a failure. A linked one holds back the request that is queued next, and
+    /// cancels it if it fails.
+    pub(crate) fn use_in_order(
+        &mut self,
+        lease: &Lease<Installed>,
+        start: u32,
+        sink: &Attached,
+        consumer: Use,
+        linked: bool,
+    ) -> Result<UseId> {
+        let flags = if linked { Flags::IO_LINK } else { Flags::empty() };
+        let all = SendFlags::WAIT_ALL;
+        self.consume(lease, sink, |lease| {
+            let request = match consumer {
+                Use::Write { offset } => lease.write(start.., sink, offset),
+                Use::Send => lease.send(start.., sink, all),
+                Use::SendZc => lease.send_zc(start.., sink, all),
+            };
+            Ok(request?.flags(flags))
+        })
+    }
+
+    /// Leaves an event for [`next_event`](Self::next_event).
+    pub(crate) fn keep(&mut self, event: Event) {
+        if event.is_told() {
+            self.events.push_back(event);
+        }
+    }
+
+    pub(super) fn use_all(
+        &mut self,
+        lease: &Lease<Installed>,
+        mut queue: impl FnMut(&mut Self, &Lease<Installed>, u32) -> Result<UseId>,
+        sink: &Attached,
+    ) -> Result<()> {
+        let mut done = 0;
+        while done < lease.len() {
+            let request = queue(self, lease, done)?;
+            match self.wait_used(request) {
+                Ok(0) => {
+                    let what = "writing to the sink: it takes nothing more";
+                    return Err(Error::new(ErrorKind::Sink, what));
+                }
+                Ok(bytes) => done += bytes,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::EAGAIN) => {
+                        self.poll_writable(sink, u32::MAX)?;
+                        let ready =
+                            |event: &Event| matches!(event, Event::Ready { token: u32::MAX, .. });
+                        self.wait_event(ready)?;
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn poll(&mut self, file: &Attached, events: u32, token: u32) -> Result<()> {
+        let place = file.place_in(&self.files)?;
+        let entry = ops::PollAdd::new(Fixed(u32::from(place)), events | POLL_ALWAYS).build();
+        self.push_own(&entry, POLL, u64::from(place) << 32 | u64::from(token))?;
+        self.files.begin(place);
+        Ok(())
+    }
+
+    /// Queues a request of the driver that names no memory.
+    pub(super) fn push_own(&mut self, entry: &Entry, kind: u8, value: u64) -> Result<()> {
+        self.make_room(1)?;
+        let entry = entry.clone().user_data(driver_user_data(self.slots.tag(), kind, value));
+        // SAFETY: a poll or a cancellation, which name no memory.
+        unsafe { self.uring.submission().push(&entry) }.map_err(|_| queue_full())
+    }
+
+    /// Makes sure that the submission queue takes `count` more.
+    #[inline]
+    pub(crate) fn make_room(&mut self, count: usize) -> Result<()> {
+        if has_room(&mut self.uring, count) { Ok(()) } else { self.drain_queue(count) }
+    }
+
+    #[cold]
+    fn drain_queue(&mut self, count: usize) -> Result<()> {
+        loop {
+            self.enter(0, None)?;
+            if has_room(&mut self.uring, count) {
+                return Ok(());
+            }
+            if !self.uring.params().is_setup_sqpoll() {
+                return Err(queue_full());
+            }
+            let waited = self.uring.submitter().squeue_wait();
+            waited.map_err(|error| Error::io(ErrorKind::Ring, &error, "io_uring_enter"))?;
+        }
+    }
+
+    /// Queues what the slots need sent, and lets go of files that nothing names any more.
+    #[inline]
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        self.sweep()?;
+        while self.slots.has_requests() {
+            self.make_room(3)?;
+            let Some(outgoing) = self.slots.next_request() else { break };
+            // SAFETY: as in `chain`. The files are those of the first attempt, and still counted.
+            if unsafe { outgoing.push(&mut self.uring.submission()) }.is_err() {
+                return Err(queue_full());
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    pub(super) fn sweep(&mut self) -> Result<()> {
+        if self.files.any_vacant() { self.unregister_vacant() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn unregister_vacant(&mut self) -> Result<()> {
+        while let Some(index) = self.files.next_vacant() {
+            self.register(u32::from(index), -1)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a descriptor into a place of the table; -1 empties it.
+    pub(super) fn register(&self, index: u32, fd: RawFd) -> Result<()> {
+        match self.uring.submitter().register_files_update(index, &[fd]) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::io(ErrorKind::Ring, &error, "attaching or detaching a file")),
+        }
+    }
+
+    pub(crate) fn enter(&mut self, count: usize, timeout: Option<Duration>) -> Result<()> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            let entered = match deadline {
+                None => self.uring.submit_and_wait(count),
+                Some(deadline) => {
+                    let left = Timespec::from(deadline.saturating_duration_since(Instant::now()));
+                    let args = SubmitArgs::new().timespec(&left);
+                    self.uring.submitter().submit_with_args(count, &args)
+                }
+            };
+            let Err(error) = entered else { return Ok(()) };
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::ETIME) if deadline.is_some() => return Ok(()),
+                // Completions wait for room in their queue, or the kernel is short of memory for
+                // requests: take completions, then try again.
+                Some(libc::EBUSY | libc::EAGAIN) if self.take_completions() => {}
+                _ => return Err(Error::io(ErrorKind::Ring, &error, "io_uring_enter")),
+            }
+        }
+    }
+
+    /// Moves completions into the queue of events; whether there were any.
+    fn take_completions(&mut self) -> bool {
+        let before = self.events.len();
+        while let Some(event) = self.next_completion() {
+            self.events.push_back(event);
+        }
+        self.events.len() > before
+    }
+
+    /// Waits for an event. Others that come first are kept for `next_event`, unless they tell
+    /// nothing that a program could have asked for.
+    pub(super) fn wait_event(&mut self, wanted: impl Fn(&Event) -> bool) -> Result<Event> {
+        if let Some(place) = self.events.iter().position(&wanted)
+            && let Some(event) = self.events.remove(place)
+        {
+            return Ok(event);
+        }
+        loop {
+            while let Some(event) = self.next_completion() {
+                if wanted(&event) {
+                    return Ok(event);
+                }
+                self.keep(event);
+            }
+            self.flush()?;
+            self.enter(1, None)?;
+        }
+    }
+
+    #[inline]
+    pub(crate) fn next_completion(&mut self) -> Option<Event> {
+        let completion = self.uring.completion().next()?;
+        Some(self.translate(&completion))
+    }
+
+    /// What a completion meant, and which files it does not name any more.
+    #[inline]
+    fn translate(&mut self, completion: &cqueue::Entry) -> Event {
+        let (user_data, result, flags) =
+            (completion.user_data(), completion.result(), completion.flags());
+        let Some(event) = self.slots.complete(user_data, result, flags) else {
+            return self.translate_other(user_data, result, flags);
+        };
+        match event {
+            Event::Fetched { lease, .. } => {
+                self.files.done(self.named[usize::from(lease.slot())].0);
+            }
+            Event::Used { id, more: false, .. } | Event::Returned { id } => {
+                self.files.done(id.token());
+            }
+            Event::Chained { id, .. } => {
+                let (source, sink) = self.named[usize::from(id.slot())];
+                self.files.done(source);
+                self.files.done(sink);
+            }
+            _ => {}
+        }
+        event
+    }
+
+    fn translate_other(&mut self, user_data: u64, result: i32, flags: u32) -> Event {
+        match driver_request(self.slots.tag(), user_data) {
+            Some((POLL, value)) => {
+                self.files.done((value >> 32) as u16);
+                Event::Ready { token: value as u32, result: Errno::check(result) }
+            }
+            Some(_) => Event::Pending,
+            None => Event::Foreign { user_data, result, flags },
+        }
+    }
+}
+
+#[inline]
+fn has_room(uring: &mut IoUring, count: usize) -> bool {
+    let queue = uring.submission();
+    queue.capacity() - queue.len() >= count
+}
+
+/// Queues a request of the ring's own slots.
+#[inline]
+pub(super) fn push(uring: &mut IoUring, request: Prepared<'_>) -> Result<UseId> {
+    // SAFETY: the request is of the slots of the ring that `uring` belongs to (`Ring` has no other
+    // way here), whose pool is registered with it; its file is attached and stays so until it has
+    // completed; `next_event` gives every completion to the slots, and `Drop` keeps them as long
+    // as requests need them.
+    unsafe { request.push(&mut uring.submission()) }.map_err(|_| queue_full())
+}
+
+#[cold]
+pub(super) fn queue_full() -> Error {
+    Error::new(ErrorKind::QueueFull, "the submission queue is full and the kernel takes nothing")
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.slots.in_flight() == 0 {
+            return;
+        }
+        // Requests on registered memory use its pinned pages, whatever becomes of the mapping. But
+        // some name memory by address: cancel them all, wait a little, and rather leak the memory
+        // than free it under one that is left.
+        let all = ops::AsyncCancel2::new(CancelBuilder::any().all()).build();
+        let deadline = Instant::now() + DRAIN;
+        let mut sent = self.push_own(&all, CANCEL, 0).is_ok();
+        while sent && self.slots.in_flight() > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            sent = !left.is_zero() && self.enter(1, Some(left)).is_ok();
+            while self.next_completion().is_some() {}
+        }
+        if self.slots.in_flight() > 0 {
+            self.slots.leak();
+        }
+    }
+}

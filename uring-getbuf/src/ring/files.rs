@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Attached files: the places of the ring's table of registered files, and who uses them.
+//!
+//! A place is given to another file only when no request that names it is left, because a linked
+//! request looks its file up when it runs, long after it was submitted.
+
+use std::cell::Cell;
+use std::fmt;
+use std::rc::Rc;
+
+use io_uring::types::Fixed;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::opcode::Target;
+
+const NIL: u16 = u16::MAX;
+
+#[derive(Debug)]
+struct Place {
+    /// Next in the list of free places, or of those to be emptied.
+    next: Cell<u16>,
+    attached: Cell<bool>,
+    /// Requests in flight that name it.
+    busy: Cell<u32>,
+}
+
+/// The table.
+#[derive(Debug)]
+pub(super) struct Files {
+    places: Box<[Place]>,
+    free: Cell<u16>,
+    /// Detached and unused, but still registered.
+    vacant: Cell<u16>,
+}
+
+impl Files {
+    pub(super) fn new(count: u16) -> Rc<Self> {
+        let place = |next| Place {
+            next: Cell::new(if next < count { next } else { NIL }),
+            attached: Cell::new(false),
+            busy: Cell::new(0),
+        };
+        Rc::new(Self {
+            places: (1..=count).map(place).collect(),
+            free: Cell::new(if count == 0 { NIL } else { 0 }),
+            vacant: Cell::new(NIL),
+        })
+    }
+
+    fn place(&self, index: u16) -> &Place {
+        &self.places[usize::from(index)]
+    }
+
+    fn pop(&self, list: &Cell<u16>) -> Option<u16> {
+        let index = list.get();
+        (index != NIL).then(|| {
+            list.set(self.place(index).next.get());
+            index
+        })
+    }
+
+    fn push(&self, list: &Cell<u16>, index: u16) {
+        self.place(index).next.set(list.replace(index));
+    }
+
+    /// Finds a place. The caller registers a file there, or gives the place back.
+    pub(super) fn take(self: &Rc<Self>) -> Result<Attached> {
+        let index = self.pop(&self.free).ok_or_else(|| {
+            let count = self.places.len();
+            let what = format!(
+                "all {count} places for attached files are taken: detach one, or build the ring \
+                 with more"
+            );
+            Error::new(ErrorKind::NoFile, what)
+        })?;
+        self.place(index).attached.set(true);
+        Ok(Attached { files: Rc::clone(self), index })
+    }
+
+    /// A place whose file is to be unregistered now. It counts as free from here on.
+    pub(super) fn next_vacant(&self) -> Option<u16> {
+        let index = self.pop(&self.vacant)?;
+        self.push(&self.free, index);
+        Some(index)
+    }
+
+    pub(super) fn any_vacant(&self) -> bool {
+        self.vacant.get() != NIL
+    }
+
+    /// A request that names the place is on its way.
+    #[inline]
+    pub(super) fn begin(&self, index: u16) {
+        let busy = &self.place(index).busy;
+        busy.set(busy.get() + 1);
+    }
+
+    /// It has completed.
+    #[inline]
+    pub(super) fn done(&self, index: u16) {
+        let place = self.place(index);
+        place.busy.set(place.busy.get() - 1);
+        self.vacate(index);
+    }
+
+    #[inline]
+    fn vacate(&self, index: u16) {
+        let place = self.place(index);
+        if !place.attached.get() && place.busy.get() == 0 {
+            self.push(&self.vacant, index);
+        }
+    }
+}
+
+/// A file that is attached to a ring. Dropping it detaches the file with the next submission after
+/// its last request has completed; the kernel holds a reference of its own until then, so the
+/// program may close its descriptor at any time.
+#[must_use = "dropping it detaches the file"]
+pub struct Attached {
+    files: Rc<Files>,
+    index: u16,
+}
+
+impl Attached {
+    /// The file's index in the ring's table of registered files.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        u32::from(self.index)
+    }
+
+    /// The place, if it is one of this table's.
+    #[inline]
+    pub(super) fn place_in(&self, files: &Rc<Files>) -> Result<u16> {
+        if Rc::ptr_eq(&self.files, files) {
+            return Ok(self.index);
+        }
+        Err(Error::new(ErrorKind::WrongRing, "the file is attached to another ring"))
+    }
+}
+
+impl From<&Attached> for Target {
+    fn from(file: &Attached) -> Self {
+        Fixed(u32::from(file.index)).into()
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.files.place(self.index).attached.set(false);
+        self.files.vacate(self.index);
+    }
+}
+
+impl fmt::Debug for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Attached").field(&self.index).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_not_reused_while_a_request_names_it() {
+        let files = Files::new(1);
+        let file = files.take().unwrap();
+        files.begin(0);
+        drop(file);
+        assert!(!files.any_vacant());
+        assert_eq!(files.take().unwrap_err().kind(), ErrorKind::NoFile);
+        files.done(0);
+        assert_eq!(files.next_vacant(), Some(0));
+        assert_eq!(files.next_vacant(), None);
+        assert_eq!(files.take().unwrap().index(), 0);
+    }
+}

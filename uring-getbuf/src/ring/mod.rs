@@ -1,0 +1,493 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The safe driver: owns the io_uring, the slots and the attached files.
+//!
+//! Every request is *queued* by a method and sent by [`submit`](Ring::submit) or
+//! [`wait`](Ring::wait); what came of it is told by [`next_event`](Ring::next_event). The methods
+//! whose names begin with `wait_`, and [`write_all`](Ring::write_all) and
+//! [`send_all`](Ring::send_all), do all of that for one request and block.
+//!
+//! # In another event loop
+//!
+//! The ring is an [`AsFd`]: its descriptor polls readable when there is something to do. Then call
+//! [`submit`](Ring::submit), which never blocks, and take events until there are none.
+//!
+//! # Together with other requests
+//!
+//! [`push`](Ring::push) queues any other request; its completion is an
+//! [`Event::Foreign`](crate::slots::Event::Foreign).
+//!
+//! # What happens when
+//!
+//! | | |
+//! |---|---|
+//! | a lease is dropped | its slot is emptied with the next submission, also while requests use it |
+//! | a lease is forgotten | its slot is lost until the ring is dropped |
+//! | an attached file is dropped | it is detached when its last request has completed |
+//! | the ring is dropped | its requests are cancelled; leases that are left name nothing |
+//! | a request is cancelled | it completes with `ECANCELED`; its slot comes back as ever |
+//! | somebody unregisters the ring's buffers | requests fail with `EFAULT`; nothing else |
+
+mod builder;
+mod drive;
+mod files;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::{Range, RangeBounds};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use io_uring::squeue::Entry;
+use io_uring::types::{CancelBuilder, Fixed};
+use io_uring::{IoUring, Submitter, opcode as ops};
+use static_assertions::assert_not_impl_any;
+
+use crate::chain::ChainOutcome;
+use crate::consume::{Consumer, SendFlags};
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lease::{Fetched, Installed, Lease, NotInstalled};
+use crate::probe::Support;
+use crate::slots::{Event, LeaseId, Slots, Stats, UseId};
+
+pub use builder::{Builder, Setup};
+pub(crate) use drive::Use;
+use drive::{CANCEL, push, queue_full};
+pub use files::Attached;
+use files::Files;
+
+/// An io_uring with slots for leases. See the [module](self).
+///
+/// It belongs to the thread that made it, and so do its leases and attached files.
+pub struct Ring {
+    uring: IoUring,
+    slots: Slots,
+    files: Rc<Files>,
+    /// The source and the sink of what a slot is doing (the sink of chains only).
+    named: Box<[(u16, u16)]>,
+    /// Events that came while something else was waited for.
+    events: VecDeque<Event>,
+    support: Support,
+}
+
+assert_not_impl_any!(Ring: Send, Sync);
+assert_not_impl_any!(Attached: Send, Sync, Clone);
+
+impl Ring {
+    /// A ring with 32 slots of 128 KiB and the engine that costs least.
+    ///
+    /// # Errors
+    ///
+    /// See [`Builder::build`].
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// Starts a ring with other numbers.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// What the kernel offers.
+    #[must_use]
+    pub fn support(&self) -> &Support {
+        &self.support
+    }
+
+    /// The engine that serves a fetch unless its source cannot lend its memory; see
+    /// [`Lease::engine`] for the one that did.
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        self.slots.engine()
+    }
+
+    /// How many leases there can be at once.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.slots.capacity()
+    }
+
+    /// How many slots are free.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.slots.free()
+    }
+
+    /// Most bytes that one lease holds.
+    #[must_use]
+    pub fn block_size(&self) -> u32 {
+        self.slots.max_fetch()
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.slots.stats()
+    }
+
+    /// The interface for registrations, for what else the program does with the ring.
+    ///
+    /// Taking away the ring's buffers or files makes requests fail; it does not put data where it
+    /// does not belong.
+    #[must_use]
+    pub fn submitter(&self) -> Submitter<'_> {
+        self.uring.submitter()
+    }
+
+    /// Attaches a file: the kernel holds its own reference, and requests find it without a lookup.
+    ///
+    /// # Errors
+    ///
+    /// [`NoFile`](ErrorKind::NoFile) if every place is taken, [`Ring`](ErrorKind::Ring) if the
+    /// kernel refuses the file.
+    pub fn attach(&mut self, file: &impl AsFd) -> Result<Attached> {
+        self.sweep()?;
+        let place = self.files.take()?;
+        self.register(place.index(), file.as_fd().as_raw_fd())?;
+        Ok(place)
+    }
+
+    /// Queues the fetch of `len` bytes at `offset` of `source` ([`STREAM`](crate::STREAM): where
+    /// it stands).
+    ///
+    /// # Errors
+    ///
+    /// [`NoSlot`](ErrorKind::NoSlot), [`InvalidInput`](ErrorKind::InvalidInput),
+    /// [`WrongRing`](ErrorKind::WrongRing), and the errors of [`submit`](Self::submit), which it
+    /// calls where the submission queue is full.
+    pub fn fetch(&mut self, source: &Attached, offset: u64, len: u32) -> Result<Lease<Fetched>> {
+        let place = source.place_in(&self.files)?;
+        self.make_room(1)?;
+        let (lease, request) = self.slots.fetch(source, offset, len)?;
+        push(&mut self.uring, request)?;
+        self.files.begin(place);
+        self.named[usize::from(lease.id().slot())].0 = place;
+        Ok(lease)
+    }
+
+    /// Queues a write of a range of the lease to `offset` of `sink` ([`STREAM`](crate::STREAM):
+    /// where it stands).
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`](ErrorKind::OutOfRange), [`WrongRing`](ErrorKind::WrongRing), and those of
+    /// [`submit`](Self::submit).
+    pub fn write(
+        &mut self,
+        lease: &Lease<Installed>,
+        range: impl RangeBounds<u32>,
+        sink: &Attached,
+        offset: u64,
+    ) -> Result<UseId> {
+        self.consume(lease, sink, |lease| lease.write(range, sink, offset))
+    }
+
+    /// Queues a vectored write; see [`Lease::writev`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Lease::writev`], [`WrongRing`](ErrorKind::WrongRing), and those of
+    /// [`submit`](Self::submit).
+    pub fn writev(
+        &mut self,
+        lease: &Lease<Installed>,
+        ranges: &[Range<u32>],
+        sink: &Attached,
+        offset: u64,
+    ) -> Result<UseId> {
+        self.consume(lease, sink, |lease| lease.writev(ranges, sink, offset))
+    }
+
+    /// Queues a send; see [`Lease::send`].
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`](ErrorKind::OutOfRange), [`WrongRing`](ErrorKind::WrongRing), and those of
+    /// [`submit`](Self::submit).
+    pub fn send(
+        &mut self,
+        lease: &Lease<Installed>,
+        range: impl RangeBounds<u32>,
+        sink: &Attached,
+        flags: SendFlags,
+    ) -> Result<UseId> {
+        self.consume(lease, sink, |lease| lease.send(range, sink, flags))
+    }
+
+    /// Queues a zero-copy send; see [`Lease::send_zc`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`send`](Self::send), and [`Unavailable`](ErrorKind::Unavailable).
+    pub fn send_zc(
+        &mut self,
+        lease: &Lease<Installed>,
+        range: impl RangeBounds<u32>,
+        sink: &Attached,
+        flags: SendFlags,
+    ) -> Result<UseId> {
+        self.consume(lease, sink, |lease| lease.send_zc(range, sink, flags))
+    }
+
+    /// Lets a lease be released with the next submission. The same as dropping it.
+    pub fn release(&mut self, lease: Lease<Installed>) {
+        drop(lease.release());
+    }
+
+    /// Queues a [`Chain`] that ends in a write to `sink_offset` of `sink`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fetch`](Self::fetch).
+    pub fn chain_write(
+        &mut self,
+        source: &Attached,
+        offset: u64,
+        len: u32,
+        sink: &Attached,
+        sink_offset: u64,
+    ) -> Result<LeaseId> {
+        let consumer = Consumer::Write { sink: sink.into(), offset: sink_offset };
+        self.chain(source, offset, len, sink, consumer)
+    }
+
+    /// Queues a [`Chain`] that ends in a send. It sends everything or fails.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fetch`](Self::fetch).
+    pub fn chain_send(
+        &mut self,
+        source: &Attached,
+        offset: u64,
+        len: u32,
+        sink: &Attached,
+        flags: SendFlags,
+    ) -> Result<LeaseId> {
+        self.chain(source, offset, len, sink, Consumer::Send { sink: sink.into(), flags })
+    }
+
+    /// Queues a [`Chain`] that ends in a zero-copy send.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fetch`](Self::fetch), and [`Unavailable`](ErrorKind::Unavailable).
+    pub fn chain_send_zc(
+        &mut self,
+        source: &Attached,
+        offset: u64,
+        len: u32,
+        sink: &Attached,
+        flags: SendFlags,
+    ) -> Result<LeaseId> {
+        self.chain(source, offset, len, sink, Consumer::SendZc { sink: sink.into(), flags })
+    }
+
+    /// Queues a wait until a file can be read from. [`Event::Ready`] gives `token` back.
+    ///
+    /// # Errors
+    ///
+    /// [`WrongRing`](ErrorKind::WrongRing), and those of [`submit`](Self::submit).
+    pub fn poll_readable(&mut self, file: &Attached, token: u32) -> Result<()> {
+        self.poll(file, libc::POLLIN as u32, token)
+    }
+
+    /// Queues a wait until a file can be written to. [`Event::Ready`] gives `token` back.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll_readable`](Self::poll_readable).
+    pub fn poll_writable(&mut self, file: &Attached, token: u32) -> Result<()> {
+        self.poll(file, libc::POLLOUT as u32, token)
+    }
+
+    /// Queues the cancellation of every request that names a file. Each of them completes, with
+    /// `ECANCELED` if it was not done yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll_readable`](Self::poll_readable).
+    pub fn cancel(&mut self, file: &Attached) -> Result<()> {
+        let place = file.place_in(&self.files)?;
+        let cancel = CancelBuilder::fd(Fixed(u32::from(place))).all();
+        self.push_own(&ops::AsyncCancel2::new(cancel).build(), CANCEL, 0)
+    }
+
+    /// Queues any other request. Its completion is an [`Event::Foreign`].
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if the top byte of its `user_data` is the tag of
+    /// this ring's own requests ([`DEFAULT_TAG`](crate::slots::DEFAULT_TAG)), and the errors of
+    /// [`submit`](Self::submit).
+    ///
+    /// # Safety
+    ///
+    /// What the request names must be valid until it has completed.
+    pub unsafe fn push(&mut self, entry: &Entry) -> Result<()> {
+        let tag = self.slots.tag();
+        if (entry.get_user_data() >> 56) as u8 == tag {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("user_data with the top byte {tag:#x} is for the ring's own requests"),
+            ));
+        }
+        self.make_room(1)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.uring.submission().push(entry) }.map_err(|_| queue_full())
+    }
+
+    /// Sends what is queued, and lets the kernel process completions that are due. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Ring`](ErrorKind::Ring) if the kernel refuses.
+    pub fn submit(&mut self) -> Result<()> {
+        self.flush()?;
+        let queue = self.uring.submission();
+        let idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
+        drop(queue);
+        if idle { Ok(()) } else { self.enter(0, None) }
+    }
+
+    /// Sends what is queued, and waits until at least `count` completions are there. Events that
+    /// have not been taken yet count.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
+    pub fn wait(&mut self, count: usize) -> Result<()> {
+        self.flush()?;
+        self.enter(count.saturating_sub(self.events.len()), None)
+    }
+
+    /// As [`wait`](Self::wait), but no longer than `timeout`. Whether completions are there is told
+    /// by [`next_event`](Self::next_event).
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
+    pub fn wait_timeout(&mut self, count: usize, timeout: Duration) -> Result<()> {
+        self.flush()?;
+        self.enter(count.saturating_sub(self.events.len()), Some(timeout))
+    }
+
+    /// The next event that is there. Makes no system call.
+    #[inline]
+    pub fn next_event(&mut self) -> Option<Event> {
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
+        }
+        self.next_completion()
+    }
+
+    /// Waits for a fetch. `None`: end of file.
+    ///
+    /// # Errors
+    ///
+    /// [`WrongRing`](ErrorKind::WrongRing), [`Source`](ErrorKind::Source) if the source failed,
+    /// and those of [`submit`](Self::submit).
+    pub fn wait_installed(&mut self, lease: Lease<Fetched>) -> Result<Option<Lease<Installed>>> {
+        self.check(&lease)?;
+        let id = lease.id();
+        let mut lease = lease;
+        loop {
+            lease = match lease.installed() {
+                Ok(lease) => return Ok(Some(lease)),
+                Err(NotInstalled::EndOfFile) => return Ok(None),
+                Err(NotInstalled::Failed(errno)) => {
+                    return Err(Error::os(ErrorKind::Source, errno, "fetching from the source"));
+                }
+                Err(NotInstalled::Pending(lease)) => lease,
+            };
+            self.wait_event(|event| matches!(event, Event::Fetched { lease, .. } if *lease == id))?;
+        }
+    }
+
+    /// Waits for the result of a consumer: the bytes it took. It is there once.
+    ///
+    /// # Errors
+    ///
+    /// [`Sink`](ErrorKind::Sink) if the consumer failed, and those of [`submit`](Self::submit).
+    pub fn wait_used(&mut self, request: UseId) -> Result<u32> {
+        let event =
+            self.wait_event(|event| matches!(event, Event::Used { id, .. } if *id == request))?;
+        match event {
+            Event::Used { result, .. } => {
+                result.map_err(|errno| Error::os(ErrorKind::Sink, errno, "writing to the sink"))
+            }
+            _ => unreachable!("it was asked for"),
+        }
+    }
+
+    /// Waits for a chain.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`submit`](Self::submit). What the chain itself met is in its outcome.
+    pub fn wait_chain(&mut self, chain: LeaseId) -> Result<ChainOutcome> {
+        let event =
+            self.wait_event(|event| matches!(event, Event::Chained { id, .. } if *id == chain))?;
+        match event {
+            Event::Chained { outcome, .. } => Ok(outcome),
+            _ => unreachable!("it was asked for"),
+        }
+    }
+
+    /// Writes the whole lease to `offset` of `sink` and waits for it, however many writes it
+    /// takes.
+    ///
+    /// # Errors
+    ///
+    /// [`Sink`](ErrorKind::Sink), [`WrongRing`](ErrorKind::WrongRing), and those of
+    /// [`submit`](Self::submit).
+    pub fn write_all(
+        &mut self,
+        lease: &Lease<Installed>,
+        sink: &Attached,
+        offset: u64,
+    ) -> Result<()> {
+        let stream = offset == crate::STREAM;
+        self.use_all(
+            lease,
+            |ring, lease, done| {
+                let offset = if stream { offset } else { offset + u64::from(done) };
+                ring.write(lease, done.., sink, offset)
+            },
+            sink,
+        )
+    }
+
+    /// Sends the whole lease and waits for it, however many sends it takes.
+    ///
+    /// # Errors
+    ///
+    /// As [`write_all`](Self::write_all).
+    pub fn send_all(&mut self, lease: &Lease<Installed>, sink: &Attached) -> Result<()> {
+        let flags = SendFlags::WAIT_ALL;
+        self.use_all(lease, |ring, lease, done| ring.send(lease, done.., sink, flags), sink)
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.uring.as_fd()
+    }
+}
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.uring.as_raw_fd()
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("slots", &self.slots)
+            .field("files", &self.files)
+            .field("events", &self.events.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The names that travel through the kernel: what a `user_data` of ours says.
+
+use super::MAX_SLOTS;
+
+/// `user_data`, from the top: tag 8, kind 4, sequence 8, token 16, slot 14, generation 14 bits.
+pub(super) mod user_data {
+    pub(in crate::slots) const GENERATION: u64 = (1 << 14) - 1;
+    pub(in crate::slots) const SLOT_SHIFT: u32 = 14;
+    pub(in crate::slots) const TOKEN_SHIFT: u32 = 28;
+    pub(in crate::slots) const SEQUENCE_SHIFT: u32 = 44;
+    pub(in crate::slots) const KIND_SHIFT: u32 = 52;
+    pub(in crate::slots) const TAG_SHIFT: u32 = 56;
+}
+
+/// What a request of ours is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Fetch,
+    Use,
+    /// A use that borrows the slot's array of ranges.
+    UseRanges,
+    Release,
+    ChainFetch,
+    ChainUse,
+    ChainRelease,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Fetch,
+        Self::Use,
+        Self::UseRanges,
+        Self::Release,
+        Self::ChainFetch,
+        Self::ChainUse,
+        Self::ChainRelease,
+    ];
+}
+
+/// From here on kinds belong to whoever drives the slots.
+pub(super) const DRIVER_KINDS: u8 = 8;
+
+/// Makes the `user_data` of a driver's own request, which [`Slots::claims`] refuses.
+pub(crate) const fn driver_user_data(tag: u8, kind: u8, value: u64) -> u64 {
+    (tag as u64) << user_data::TAG_SHIFT
+        | ((DRIVER_KINDS + kind) as u64) << user_data::KIND_SHIFT
+        | value
+}
+
+/// The kind and the value of a driver's own request, if it is one.
+pub(crate) const fn driver_request(tag: u8, user_data: u64) -> Option<(u8, u64)> {
+    let kind = (user_data >> user_data::KIND_SHIFT) as u8 & 15;
+    if (user_data >> user_data::TAG_SHIFT) as u8 == tag && kind >= DRIVER_KINDS {
+        Some((kind - DRIVER_KINDS, user_data & ((1 << user_data::KIND_SHIFT) - 1)))
+    } else {
+        None
+    }
+}
+
+/// Names a lease without holding it: a slot, and which of its lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LeaseId {
+    pub(super) slot: u16,
+    pub(super) generation: u16,
+}
+
+impl LeaseId {
+    pub(super) const fn new(slot: u16, generation: u16) -> Self {
+        Self { slot, generation }
+    }
+
+    /// The slot, counted from 0. It is not the index in the ring's table of registered buffers.
+    #[must_use]
+    pub const fn slot(self) -> u16 {
+        self.slot
+    }
+}
+
+/// Names one request that consumes a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UseId(u64);
+
+impl UseId {
+    pub(super) const fn of(user_data: u64) -> Self {
+        Self(user_data)
+    }
+
+    /// The lease that is used.
+    #[must_use]
+    pub const fn lease(self) -> LeaseId {
+        LeaseId {
+            slot: (self.0 >> user_data::SLOT_SHIFT) as u16 & (MAX_SLOTS - 1),
+            generation: (self.0 & user_data::GENERATION) as u16,
+        }
+    }
+
+    /// What [`Prepared::token`] gave to the request, 0 if nothing did.
+    #[must_use]
+    pub const fn token(self) -> u16 {
+        (self.0 >> user_data::TOKEN_SHIFT) as u16
+    }
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The slot table: which slot is in which state, what has to be sent, what a completion means.
+//!
+//! It makes no system call and holds no ring. It *hands out* requests ([`Prepared`]) and *is told*
+//! completions ([`Slots::complete`]), so that the safe [`Ring`](crate::ring::Ring), a foreign event
+//! loop and the C library all drive the same code.
+//!
+//! # The life of a slot
+//!
+//! ```text
+//!                fetch()             completion, n bytes          lease let go
+//!      free ---------------> fetching ------------------> ready ---------------> emptying
+//!        ^                      |                                                   |
+//!        |                      | error, or nothing there (end of file)             |
+//!        +----------------------+<--------------------------------------------------+
+//!                                      release done, every use done
+//! ```
+//!
+//! A slot is free again only when no [`Lease`](crate::lease::Lease) names it, the kernel holds no
+//! buffer in it, and every request that named it has had its last completion. Whatever happens in
+//! between - a lease dropped before its fetch is done, a request that was never pushed, a release
+//! while consumers run - ends there; see [`Core::settle`], the only way back to the free list.
+//!
+//! # Sharing a ring
+//!
+//! Every request of the slots carries a `user_data` whose top byte is the *tag* (0xB5 unless the
+//! builder was told otherwise). Pointers and small numbers have 0 there, so other requests on the
+//! same ring are told apart by [`Slots::claims`].
+
+mod event;
+mod ident;
+mod prepared;
+mod table;
+
+use std::mem;
+use std::rc::Rc;
+
+use crate::chain::Chain;
+use crate::engine::{Engine, Lender};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lease::{Fetched, Lease, State};
+use crate::opcode::Target;
+use crate::pool::Pool;
+use crate::probe::{Features, Support};
+
+pub use event::{Event, Stats};
+pub use ident::{LeaseId, UseId};
+pub use prepared::{Outgoing, Prepared, PreparedChain};
+
+pub(crate) use ident::{driver_request, driver_user_data};
+pub(crate) use table::Core;
+
+/// Most slots that a table can have (`IORING_MAX_REG_BUFFERS`).
+pub const MAX_SLOTS: u16 = 1 << 14;
+
+/// The tag of requests where the builder was given none.
+pub const DEFAULT_TAG: u8 = 0xb5;
+
+/// The slot table of one ring. See the [module](self).
+#[derive(Debug)]
+pub struct Slots {
+    core: Rc<Core>,
+}
+
+/// Makes [`Slots`].
+#[derive(Debug)]
+#[must_use]
+pub struct Builder {
+    lender: Option<(Lender, u16, u16)>,
+    pool: Option<(Pool, u16)>,
+    features: Features,
+    tag: u8,
+}
+
+impl Builder {
+    /// A pool for the copy engine, registered at `index` of the ring's table.
+    pub fn pool(mut self, pool: Pool, index: u16) -> Self {
+        self.pool = Some((pool, index));
+        self
+    }
+
+    /// `count` slots from `first` of the ring's table for leases of kernel memory through the
+    /// requests with these opcodes.
+    pub fn opcode(mut self, get_buf: u8, put_buf: u8, first: u16, count: u16) -> Self {
+        self.lender = Some((Lender::Opcode { get_buf, put_buf }, first, count));
+        self
+    }
+
+    /// The same through `/dev/getbuf`, which `device` names.
+    pub fn module(mut self, device: impl Into<Target>, first: u16, count: u16) -> Self {
+        self.lender = Some((Lender::Module { device: device.into() }, first, count));
+        self
+    }
+
+    /// The top byte of every `user_data`. It must differ from that of all other requests on the
+    /// ring. Default [`DEFAULT_TAG`].
+    pub fn tag(mut self, tag: u8) -> Self {
+        self.tag = tag;
+        self
+    }
+
+    /// Makes the slots.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput): neither pool nor lender, more slots than a table
+    /// can have, or a pool with fewer blocks than there are slots.
+    pub fn build(self) -> Result<Slots> {
+        let invalid = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
+        let blocks = self.pool.as_ref().map(|(pool, _)| pool.blocks());
+        let count = match (self.lender, blocks) {
+            (None, None) => {
+                return invalid("slots need a pool or an engine that lends memory".into());
+            }
+            (None, Some(blocks)) => blocks,
+            (Some((_, _, count)), Some(blocks)) if blocks < count => {
+                return invalid(format!(
+                    "a pool of {blocks} blocks cannot stand in for {count} slots"
+                ));
+            }
+            (Some((_, _, count)), _) => count,
+        };
+        if count == 0 || count > MAX_SLOTS {
+            return invalid(format!("{count} slots: there can be 1 to {MAX_SLOTS}"));
+        }
+        let lender = self.lender.map(|(lender, first, _)| (lender, first));
+        let core = Core::new(count, lender, self.pool, self.features, self.tag);
+        Ok(Slots { core: Rc::new(core) })
+    }
+}
+
+impl Slots {
+    /// Starts with what the running kernel can do.
+    pub fn builder(support: &Support) -> Builder {
+        Builder { lender: None, pool: None, features: support.features(), tag: DEFAULT_TAG }
+    }
+
+    /// Reserves a slot and prepares the fetch of `len` bytes at `offset` of `source`
+    /// ([`STREAM`](crate::STREAM): where a stream stands) into it.
+    ///
+    /// `source` must stay what it is until the fetch has completed.
+    ///
+    /// # Errors
+    ///
+    /// [`NoSlot`](ErrorKind::NoSlot); [`InvalidInput`](ErrorKind::InvalidInput) if `len` is 0, or
+    /// more than a block of the pool where the pool may have to serve it.
+    #[inline]
+    pub fn fetch(
+        &self,
+        source: impl Into<Target>,
+        offset: u64,
+        len: u32,
+    ) -> Result<(Lease<Fetched>, Prepared<'_>)> {
+        let (id, request) = self.core.fetch(source.into(), offset, len)?;
+        Ok((Lease::new(Rc::clone(&self.core), id), request))
+    }
+
+    /// Reserves a slot and prepares a whole [`Chain`]: fetch, consume and release as linked
+    /// requests with one completion.
+    ///
+    /// # Errors
+    ///
+    /// As [`fetch`](Self::fetch); [`Unavailable`](ErrorKind::Unavailable) if the kernel does not
+    /// have the consumer.
+    pub fn chain(&self, chain: Chain) -> Result<(LeaseId, PreparedChain<'_>)> {
+        self.core.chain(chain)
+    }
+
+    /// Whether a completion with this `user_data` is for [`complete`](Self::complete).
+    #[inline]
+    #[must_use]
+    pub fn claims(&self, user_data: u64) -> bool {
+        self.core.claims(user_data)
+    }
+
+    /// Takes a completion and says what it meant; `None` if it is not ours.
+    ///
+    /// `result` and `flags` are `cqe->res` and `cqe->flags`.
+    #[inline]
+    pub fn complete(&self, user_data: u64, result: i32, flags: u32) -> Option<Event> {
+        self.core.claims(user_data).then(|| self.core.complete(user_data, result, flags))
+    }
+
+    /// The next request that the slots themselves need sent: the release of a lease that was let
+    /// go, or a fetch that has to go through the pool after all. Push them before every submit.
+    #[inline]
+    pub fn next_request(&self) -> Option<Outgoing<'_>> {
+        self.core.next_request()
+    }
+
+    /// Whether [`next_request`](Self::next_request) has something.
+    #[inline]
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        self.core.has_requests()
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.core.capacity()
+    }
+
+    /// How many of them are free.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.core.free()
+    }
+
+    /// The engine that serves a fetch unless its source cannot lend its memory.
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        self.core.engine()
+    }
+
+    /// Most bytes that one fetch may ask for.
+    #[must_use]
+    pub fn max_fetch(&self) -> u32 {
+        self.core.max_fetch()
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.core.stats()
+    }
+
+    /// Whether the lease comes from these slots.
+    pub(crate) fn owns<S: State>(&self, lease: &Lease<S>) -> bool {
+        lease.is_of(&self.core)
+    }
+
+    /// Keeps the pool for ever: for a ring that goes while requests may still read it.
+    pub(crate) fn leak(&self) {
+        mem::forget(Rc::clone(&self.core));
+    }
+
+    /// Requests that have not had their last completion.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.core.in_flight()
+    }
+
+    pub(crate) fn tag(&self) -> u8 {
+        self.core.tag()
+    }
+}

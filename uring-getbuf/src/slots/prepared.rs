@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Requests that have been prepared and not pushed yet.
+
+use std::fmt;
+use std::mem;
+
+use io_uring::squeue::{Entry, Flags, SubmissionQueue};
+
+use super::ident::{UseId, user_data};
+use super::table::Core;
+
+/// A request of the slots that has not been pushed yet.
+///
+/// Dropping it takes the request back: its slot is as if the request had been cancelled.
+#[must_use = "a prepared request does nothing until it is pushed; dropping it takes it back"]
+pub struct Prepared<'a> {
+    entry: Entry,
+    core: &'a Core,
+    /// Taken back, it is still to be sent.
+    requeue: bool,
+}
+
+impl<'a> Prepared<'a> {
+    #[inline]
+    pub(super) fn new(entry: Entry, core: &'a Core, requeue: bool) -> Self {
+        Self { entry, core, requeue }
+    }
+
+    /// Attaches 16 bits of the caller's to the request; [`UseId::token`] gives them back.
+    pub fn token(mut self, token: u16) -> Self {
+        let cleared = self.entry.get_user_data() & !(u64::from(u16::MAX) << user_data::TOKEN_SHIFT);
+        self.entry.set_user_data(cleared | u64::from(token) << user_data::TOKEN_SHIFT);
+        self
+    }
+
+    /// Adds flags, for example to link the request to the next one.
+    pub fn flags(mut self, flags: Flags) -> Self {
+        self.entry = self.entry.clone().flags(flags);
+        self
+    }
+
+    /// Names the request.
+    #[must_use]
+    pub fn id(&self) -> UseId {
+        UseId::of(self.entry.get_user_data())
+    }
+
+    /// The raw request, for a caller that has another way to push it. It counts as pushed: if it
+    /// never is, its slot is not free again before the slots are gone.
+    #[must_use]
+    pub fn into_entry(self) -> Entry {
+        let entry = self.entry.clone();
+        mem::forget(self);
+        entry
+    }
+
+    /// Pushes the request; gives it back if the queue is full.
+    ///
+    /// # Safety
+    ///
+    /// The queue must be that of the ring whose table holds these slots, its pool registered and
+    /// the files that the request names valid until it has completed; and its completions must be
+    /// given to [`Slots::complete`], once each. The slots must not be dropped while requests of
+    /// theirs are in flight.
+    ///
+    /// # Errors
+    ///
+    /// The request itself, if the queue is full.
+    #[inline]
+    pub unsafe fn push(self, queue: &mut SubmissionQueue<'_>) -> Result<UseId, Self> {
+        // SAFETY: what the request names is valid until it completes: the pool and the ranges
+        // belong to the slots, the rest is this function's contract.
+        match unsafe { queue.push(&self.entry) } {
+            Ok(()) => {
+                let id = self.id();
+                mem::forget(self);
+                Ok(id)
+            }
+            Err(_) => Err(self),
+        }
+    }
+}
+
+impl Drop for Prepared<'_> {
+    fn drop(&mut self) {
+        self.core.retract(self.entry.get_user_data(), self.requeue);
+    }
+}
+
+impl fmt::Debug for Prepared<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Prepared").field(&self.entry).finish()
+    }
+}
+
+/// The linked requests of a [`Chain`] that have not been pushed yet. Dropping them takes them
+/// back.
+#[must_use = "a prepared chain does nothing until it is pushed; dropping it takes it back"]
+pub struct PreparedChain<'a> {
+    entries: [Entry; 3],
+    count: usize,
+    core: &'a Core,
+    requeue: bool,
+}
+
+impl<'a> PreparedChain<'a> {
+    pub(super) fn new(entries: [Entry; 3], count: usize, core: &'a Core, requeue: bool) -> Self {
+        Self { entries, count, core, requeue }
+    }
+
+    /// The raw requests, in their order. They must be submitted together.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries[..self.count]
+    }
+
+    /// Says that the [`entries`](Self::entries) have been pushed in another way.
+    pub fn pushed(self) {
+        mem::forget(self);
+    }
+
+    /// Pushes all the requests, or none.
+    ///
+    /// # Safety
+    ///
+    /// As [`Prepared::push`].
+    ///
+    /// # Errors
+    ///
+    /// The chain itself, if the queue has no room for all of it.
+    #[inline]
+    #[expect(clippy::result_large_err, reason = "it is given back as it came, and is seldom")]
+    pub unsafe fn push(self, queue: &mut SubmissionQueue<'_>) -> Result<(), Self> {
+        // SAFETY: as in `Prepared::push`.
+        match unsafe { queue.push_multiple(self.entries()) } {
+            Ok(()) => {
+                self.pushed();
+                Ok(())
+            }
+            Err(_) => Err(self),
+        }
+    }
+}
+
+impl Drop for PreparedChain<'_> {
+    fn drop(&mut self) {
+        self.core.retract(self.entries[0].get_user_data(), self.requeue);
+    }
+}
+
+impl fmt::Debug for PreparedChain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PreparedChain").field(&self.entries()).finish()
+    }
+}
+
+/// What the slots need sent.
+#[derive(Debug)]
+#[must_use]
+pub enum Outgoing<'a> {
+    /// One request.
+    Request(Prepared<'a>),
+    /// The requests of a chain.
+    Chain(PreparedChain<'a>),
+}
+
+impl Outgoing<'_> {
+    /// Pushes it, or keeps it for later.
+    ///
+    /// # Safety
+    ///
+    /// As [`Prepared::push`].
+    ///
+    /// # Errors
+    ///
+    /// Itself, if the queue is full. Dropping it puts it back among what has to be sent.
+    #[expect(clippy::result_large_err, reason = "it is given back as it came, and is seldom")]
+    pub unsafe fn push(self, queue: &mut SubmissionQueue<'_>) -> Result<(), Self> {
+        match self {
+            // SAFETY: the caller's promise.
+            Self::Request(request) => match unsafe { request.push(queue) } {
+                Ok(_) => Ok(()),
+                Err(request) => Err(Self::Request(request)),
+            },
+            // SAFETY: the caller's promise.
+            Self::Chain(chain) => unsafe { chain.push(queue) }.map_err(Self::Chain),
+        }
+    }
+}

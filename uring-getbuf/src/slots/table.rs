@@ -1,0 +1,671 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The state machine of the slots: every transition, and nothing that a user sees.
+
+use std::cell::Cell;
+use std::fmt;
+
+use io_uring::opcode::{Nop, ReadFixed};
+use io_uring::squeue::{Entry, Flags};
+
+use super::event::{Event, Stats};
+use super::ident::{DRIVER_KINDS, Kind, LeaseId, UseId, user_data};
+use super::prepared::{Outgoing, Prepared, PreparedChain};
+use crate::chain::{Chain, Progress};
+use crate::consume::{self, Consumer, MAX_RANGES, Piece, SendFlags, on};
+use crate::engine::{Engine, Lender};
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::opcode::Target;
+use crate::pool::Pool;
+use crate::probe::Features;
+
+/// End of a list of slots.
+const NIL: u16 = u16::MAX;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Free,
+    Fetching,
+    Ready,
+    Failed(Errno),
+    Chained,
+}
+
+/// One slot. Plain cells: the table is never shared between threads.
+struct Slot {
+    /// Next in the free list or in the outbox; a slot is never in both.
+    next: Cell<u16>,
+    generation: Cell<u16>,
+    phase: Cell<Phase>,
+    /// Who serves this fetch: the lender, or the pool.
+    engine: Cell<Engine>,
+    /// A `Lease` names it.
+    held: Cell<bool>,
+    /// The kernel holds a buffer in it.
+    installed: Cell<bool>,
+    /// In the outbox.
+    queued: Cell<bool>,
+    /// A release is in flight.
+    releasing: Cell<bool>,
+    /// The array of ranges is in use.
+    ranging: Cell<bool>,
+    /// Counts the uses, so that each has a `user_data` of its own.
+    sequence: Cell<u8>,
+    /// Requests that have been handed out and have not had their last completion.
+    inflight: Cell<u32>,
+    /// Bytes asked for, then bytes there.
+    len: Cell<u32>,
+    /// For a fetch that has to be sent again through the pool.
+    source: Cell<(Target, u64)>,
+    /// For a chain.
+    progress: Cell<Progress>,
+}
+
+impl Slot {
+    fn new(next: u16) -> Self {
+        Self {
+            next: Cell::new(next),
+            generation: Cell::new(0),
+            phase: Cell::new(Phase::Free),
+            engine: Cell::new(Engine::Copy),
+            held: Cell::new(false),
+            installed: Cell::new(false),
+            queued: Cell::new(false),
+            releasing: Cell::new(false),
+            ranging: Cell::new(false),
+            sequence: Cell::new(0),
+            inflight: Cell::new(0),
+            len: Cell::new(0),
+            source: Cell::new((Target::Fd(-1), 0)),
+            progress: Cell::new(Progress::default()),
+        }
+    }
+}
+
+/// The state that slots, leases and prepared requests share.
+pub(crate) struct Core {
+    slots: Box<[Slot]>,
+    /// One array of ranges per slot, for vectored writes.
+    ranges: Box<[Cell<[libc::iovec; MAX_RANGES]>]>,
+    lender: Option<(Lender, u16)>,
+    pool: Option<(Pool, u16)>,
+    features: Features,
+    /// The tag, in its place.
+    tag: u64,
+    free: Cell<u16>,
+    free_count: Cell<u16>,
+    outbox: Cell<(u16, u16)>,
+    stats: Cell<Stats>,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core")
+            .field("slots", &self.slots.len())
+            .field("free", &self.free_count.get())
+            .field("lender", &self.lender)
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    pub(super) fn new(
+        count: u16,
+        lender: Option<(Lender, u16)>,
+        pool: Option<(Pool, u16)>,
+        features: Features,
+        tag: u8,
+    ) -> Self {
+        let no_range = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        Self {
+            slots: (1..=count)
+                .map(|next| Slot::new(if next < count { next } else { NIL }))
+                .collect(),
+            ranges: (0..count).map(|_| Cell::new([no_range; MAX_RANGES])).collect(),
+            lender,
+            pool,
+            features,
+            tag: u64::from(tag) << user_data::TAG_SHIFT,
+            free: Cell::new(0),
+            free_count: Cell::new(count),
+            outbox: Cell::new((NIL, NIL)),
+            stats: Cell::new(Stats::default()),
+        }
+    }
+
+    /// Reserves a slot and makes the request that fills it.
+    #[inline]
+    pub(super) fn fetch(
+        &self,
+        source: Target,
+        offset: u64,
+        len: u32,
+    ) -> Result<(LeaseId, Prepared<'_>)> {
+        let index = self.reserve(len, Phase::Fetching)?;
+        self.slot(index).held.set(true);
+        let entry = self.fetch_entry(index, source, offset);
+        Ok((self.id(index), Prepared::new(entry, self, false)))
+    }
+
+    /// Reserves a slot and makes the requests that fill it, use it and empty it.
+    pub(super) fn chain(&self, chain: Chain) -> Result<(LeaseId, PreparedChain<'_>)> {
+        if matches!(chain.consumer, Consumer::SendZc { .. }) {
+            self.features.need_send_zc()?;
+        }
+        let index = self.reserve(chain.len, Phase::Chained)?;
+        let slot = self.slot(index);
+        slot.progress.set(Progress::new(chain.consumer));
+        slot.source.set((chain.source, chain.offset));
+        Ok((self.id(index), self.chain_entries(index, false)))
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn free(&self) -> usize {
+        usize::from(self.free_count.get())
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        self.stats.get()
+    }
+
+    pub(super) fn in_flight(&self) -> u64 {
+        self.slots.iter().map(|slot| u64::from(slot.inflight.get())).sum()
+    }
+
+    pub(super) fn tag(&self) -> u8 {
+        (self.tag >> user_data::TAG_SHIFT) as u8
+    }
+
+    fn slot(&self, index: u16) -> &Slot {
+        &self.slots[usize::from(index)]
+    }
+
+    pub(super) fn engine(&self) -> Engine {
+        self.lender.map_or(Engine::Copy, |(lender, _)| lender.engine())
+    }
+
+    pub(super) fn max_fetch(&self) -> u32 {
+        self.pool.as_ref().map_or(i32::MAX as u32, |(pool, _)| pool.block_size())
+    }
+
+    #[inline]
+    pub(super) fn claims(&self, user_data: u64) -> bool {
+        (user_data ^ self.tag) >> user_data::KIND_SHIFT < u64::from(DRIVER_KINDS)
+    }
+
+    #[inline]
+    fn user_data(&self, kind: Kind, index: u16) -> u64 {
+        self.tag
+            | (kind as u64) << user_data::KIND_SHIFT
+            | u64::from(index) << user_data::SLOT_SHIFT
+            | u64::from(self.slot(index).generation.get())
+    }
+
+    fn id(&self, index: u16) -> LeaseId {
+        LeaseId::new(index, self.slot(index).generation.get())
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Stats)) {
+        let mut stats = self.stats.get();
+        change(&mut stats);
+        self.stats.set(stats);
+    }
+
+    /// Takes a slot from the free list.
+    #[inline]
+    fn reserve(&self, len: u32, phase: Phase) -> Result<u16> {
+        let index = self.free.get();
+        if index == NIL || len.wrapping_sub(1) >= self.max_fetch() {
+            return Err(self.refusal(len));
+        }
+        let slot = self.slot(index);
+        self.free.set(slot.next.get());
+        self.free_count.set(self.free_count.get() - 1);
+        slot.engine.set(self.engine());
+        slot.len.set(len);
+        slot.phase.set(phase);
+        slot.inflight.set(1);
+        self.count(|stats| stats.fetches += 1);
+        Ok(index)
+    }
+
+    #[cold]
+    fn refusal(&self, len: u32) -> Error {
+        let most = self.max_fetch();
+        if len == 0 || len > most {
+            let what = format!("a fetch of {len} bytes: it can ask for 1 to {most} bytes");
+            return Error::new(ErrorKind::InvalidInput, what);
+        }
+        let slots = self.slots.len();
+        let what =
+            format!("all {slots} slots are taken: release a lease, or let requests complete");
+        Error::new(ErrorKind::NoSlot, what)
+    }
+
+    /// Brings a slot on its way: into the outbox if there is a buffer to give back, into the free
+    /// list if nothing is left that names it.
+    #[inline]
+    fn settle(&self, index: u16) {
+        let slot = self.slot(index);
+        if slot.held.get() || slot.queued.get() {
+            return;
+        }
+        if slot.installed.get() {
+            if !slot.releasing.get() {
+                self.enqueue(index);
+            }
+        } else if slot.inflight.get() == 0 {
+            debug_assert_ne!(slot.phase.get(), Phase::Free, "slot {index} is freed twice");
+            slot.phase.set(Phase::Free);
+            slot.generation.set((slot.generation.get() + 1) & user_data::GENERATION as u16);
+            slot.next.set(self.free.replace(index));
+            self.free_count.set(self.free_count.get() + 1);
+        }
+    }
+
+    fn enqueue(&self, index: u16) {
+        let (first, last) = self.outbox.get();
+        self.slot(index).queued.set(true);
+        self.slot(index).next.set(NIL);
+        if last == NIL {
+            self.outbox.set((index, index));
+        } else {
+            self.slot(last).next.set(index);
+            self.outbox.set((first, index));
+        }
+    }
+
+    #[inline]
+    pub(super) fn has_requests(&self) -> bool {
+        self.outbox.get().0 != NIL
+    }
+
+    pub(super) fn next_request(&self) -> Option<Outgoing<'_>> {
+        let (index, last) = self.outbox.get();
+        if index == NIL {
+            return None;
+        }
+        let slot = self.slot(index);
+        self.outbox.set(if index == last { (NIL, NIL) } else { (slot.next.get(), last) });
+        slot.queued.set(false);
+        Some(match slot.phase.get() {
+            // Refused by the lender, and still counted in `inflight`.
+            Phase::Fetching => {
+                let (source, offset) = slot.source.get();
+                let entry = self.fetch_entry(index, source, offset);
+                Outgoing::Request(Prepared::new(entry, self, true))
+            }
+            Phase::Chained => Outgoing::Chain(self.chain_entries(index, true)),
+            _ => {
+                slot.releasing.set(true);
+                slot.inflight.set(slot.inflight.get() + 1);
+                let (lender, first) = self.lender.expect("only a lender installs buffers");
+                let entry =
+                    lender.release(first + index).user_data(self.user_data(Kind::Release, index));
+                Outgoing::Request(Prepared::new(entry, self, true))
+            }
+        })
+    }
+
+    /// The request that fetches, by whoever serves this slot now.
+    #[inline]
+    fn fetch_entry(&self, index: u16, source: Target, offset: u64) -> Entry {
+        let slot = self.slot(index);
+        let (len, user_data) = (slot.len.get(), self.user_data(Kind::Fetch, index));
+        if let (Some((lender, first)), false) = (self.lender, slot.engine.get() == Engine::Copy) {
+            slot.source.set((source, offset));
+            return lender.fetch(source, offset, len, first + index).user_data(user_data);
+        }
+        self.read_entry(index, source, offset, len).user_data(user_data)
+    }
+
+    #[inline]
+    fn read_entry(&self, index: u16, source: Target, offset: u64, len: u32) -> Entry {
+        let (pool, table) = self.pool.as_ref().expect("the copy engine has a pool");
+        on!(source, |fd| ReadFixed::new(fd, pool.block(index), len, *table).offset(offset).build())
+    }
+
+    /// Bytes `start..start + len` of a slot, as the engine that serves it names them.
+    #[inline]
+    fn piece(&self, index: u16, start: u32, len: u32) -> Piece {
+        match (&self.pool, self.lender) {
+            (Some((pool, table)), _) if self.slot(index).engine.get() == Engine::Copy => {
+                Piece { addr: pool.block(index) as u64 + u64::from(start), len, index: *table }
+            }
+            (_, Some((_, first))) => Piece { addr: u64::from(start), len, index: first + index },
+            _ => unreachable!("slots have a pool or a lender"),
+        }
+    }
+
+    fn consumer_entry(&self, index: u16, piece: Piece, consumer: Consumer) -> Entry {
+        match consumer {
+            Consumer::Write { sink, offset } => piece.write(sink, offset),
+            Consumer::Send { sink, flags } => self.send_entry(index, piece, sink, flags),
+            Consumer::SendZc { sink, flags } => piece.send_zc(sink, flags),
+        }
+    }
+
+    fn send_entry(&self, index: u16, piece: Piece, sink: Target, flags: SendFlags) -> Entry {
+        // A kernel that lends memory is newer than 7.2 and takes registered buffers here.
+        if self.features.fixed_send || self.slot(index).engine.get() != Engine::Copy {
+            piece.send(sink, flags)
+        } else {
+            piece.send_by_address(sink, flags)
+        }
+    }
+
+    /// The linked requests of a chain, by whoever serves its slot now.
+    ///
+    /// With the copy engine the links are soft: a read that comes back short must not be followed
+    /// by a write of what an earlier lease left in the block. With kernel memory the slot holds
+    /// exactly what was fetched, and hard links make sure that it is emptied.
+    fn chain_entries(&self, index: u16, requeue: bool) -> PreparedChain<'_> {
+        let slot = self.slot(index);
+        let (source, offset) = slot.source.get();
+        let len = slot.len.get();
+        let consumer = slot.progress.get().consumer.waiting_for_all();
+        let consume = self
+            .consumer_entry(index, self.piece(index, 0, len), consumer)
+            .user_data(self.user_data(Kind::ChainUse, index));
+        let fetch_data = self.user_data(Kind::ChainFetch, index);
+        match self.lender {
+            Some((lender, first)) if slot.engine.get() != Engine::Copy => {
+                let hard = Flags::IO_HARDLINK;
+                // The kernel refuses to skip the completions of SEND_ZC.
+                let skip = match consumer {
+                    Consumer::SendZc { .. } => Flags::empty(),
+                    _ => Flags::SKIP_SUCCESS,
+                };
+                let fetch = lender.fetch(source, offset, len, first + index);
+                let release = lender.release(first + index);
+                let entries = [
+                    fetch.user_data(fetch_data).flags(hard | Flags::SKIP_SUCCESS),
+                    consume.flags(hard | skip),
+                    release.user_data(self.user_data(Kind::ChainRelease, index)),
+                ];
+                PreparedChain::new(entries, 3, self, requeue)
+            }
+            _ => {
+                let fetch = self
+                    .read_entry(index, source, offset, len)
+                    .user_data(fetch_data)
+                    .flags(Flags::IO_LINK | Flags::SKIP_SUCCESS);
+                PreparedChain::new([fetch, consume, Nop::new().build()], 2, self, requeue)
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn complete(&self, user_data: u64, result: i32, flags: u32) -> Event {
+        let id = UseId::of(user_data).lease();
+        let kind = Kind::ALL.get((user_data >> user_data::KIND_SHIFT) as usize & 15);
+        let (Some(slot), Some(&kind)) = (self.slots.get(usize::from(id.slot)), kind) else {
+            return self.stale();
+        };
+        if slot.generation.get() != id.generation || slot.inflight.get() == 0 {
+            return self.stale();
+        }
+        match kind {
+            Kind::Fetch => self.fetched(id, result),
+            Kind::Use | Kind::UseRanges => self.used(UseId::of(user_data), kind, result, flags),
+            Kind::Release => self.released(id, result),
+            Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease => {
+                self.chained(id, kind, result, flags)
+            }
+        }
+    }
+
+    #[cold]
+    fn stale(&self) -> Event {
+        self.count(|stats| stats.stale += 1);
+        Event::Stale
+    }
+
+    /// One request that names the slot has had its last completion.
+    fn finish(&self, slot: &Slot) {
+        slot.inflight.set(slot.inflight.get() - 1);
+    }
+
+    /// Whether the pool is to serve what the lender has just refused.
+    fn falls_back(&self, slot: &Slot, result: i32) -> bool {
+        let refused = Errno::check(result) == Err(Errno::NOTSUPP);
+        let again = refused && slot.engine.get() != Engine::Copy && self.pool.is_some();
+        if again {
+            slot.engine.set(Engine::Copy);
+            self.count(|stats| stats.fallbacks += 1);
+        }
+        again
+    }
+
+    fn fetched(&self, id: LeaseId, result: i32) -> Event {
+        let slot = self.slot(id.slot);
+        if slot.phase.get() != Phase::Fetching {
+            return self.stale();
+        }
+        if self.falls_back(slot, result) {
+            self.enqueue(id.slot);
+            return Event::Pending;
+        }
+        self.finish(slot);
+        let result = Errno::check(result).map(|len| len.min(slot.len.get()));
+        match result {
+            Ok(len) => {
+                slot.phase.set(Phase::Ready);
+                slot.len.set(len);
+                let lent = self.lender.filter(|_| slot.engine.get() != Engine::Copy);
+                slot.installed
+                    .set(lent.is_some_and(|(lender, _)| len != 0 || lender.installs_empty()));
+            }
+            Err(errno) => slot.phase.set(Phase::Failed(errno)),
+        }
+        self.settle(id.slot);
+        Event::Fetched { lease: id, result }
+    }
+
+    fn used(&self, id: UseId, kind: Kind, result: i32, flags: u32) -> Event {
+        let slot = self.slot(id.lease().slot);
+        let more = io_uring::cqueue::more(flags);
+        if !more {
+            if kind == Kind::UseRanges {
+                slot.ranging.set(false);
+            }
+            self.finish(slot);
+            self.settle(id.lease().slot);
+        }
+        if io_uring::cqueue::notif(flags) {
+            Event::Returned { id }
+        } else {
+            Event::Used { id, result: Errno::check(result), more }
+        }
+    }
+
+    fn released(&self, id: LeaseId, result: i32) -> Event {
+        let slot = self.slot(id.slot);
+        if !slot.releasing.replace(false) {
+            return self.stale();
+        }
+        self.finish(slot);
+        // Cancelled: it never ran, and the buffer is still there. Any other error says that there
+        // is nothing of ours in the slot.
+        slot.installed.set(Errno::check(result) == Err(Errno::CANCELED));
+        let again = slot.installed.get();
+        self.settle(id.slot);
+        if again { Event::Pending } else { Event::Released { lease: id } }
+    }
+
+    fn chained(&self, id: LeaseId, kind: Kind, result: i32, flags: u32) -> Event {
+        let slot = self.slot(id.slot);
+        if slot.phase.get() != Phase::Chained {
+            return self.stale();
+        }
+        let mut progress = slot.progress.get();
+        let lent = slot.engine.get() != Engine::Copy;
+        let done = match kind {
+            // Posted only where it is not as asked. The copy engine's soft link stops here.
+            Kind::ChainFetch => {
+                progress.fetched = Some(result);
+                !lent
+            }
+            Kind::ChainUse => {
+                let (more, notif) = (io_uring::cqueue::more(flags), io_uring::cqueue::notif(flags));
+                progress.unreturned = more;
+                if !notif {
+                    progress.used = Some(result);
+                }
+                !more && (!lent || progress.released)
+            }
+            _ => {
+                progress.released = true;
+                !progress.unreturned
+            }
+        };
+        slot.progress.set(progress);
+        if !done {
+            return Event::Pending;
+        }
+        if progress.fetched.is_some_and(|result| self.falls_back(slot, result)) {
+            slot.progress.set(Progress::new(progress.consumer));
+            self.enqueue(id.slot);
+            return Event::Pending;
+        }
+        self.finish(slot);
+        self.settle(id.slot);
+        Event::Chained { id, outcome: progress.outcome(slot.len.get()) }
+    }
+
+    /// The request was never pushed.
+    #[cold]
+    pub(super) fn retract(&self, user_data: u64, requeue: bool) {
+        let id = UseId::of(user_data).lease();
+        let cancelled = -Errno::CANCELED.raw();
+        match Kind::ALL[(user_data >> user_data::KIND_SHIFT) as usize & 7] {
+            // A release that was cancelled is sent again anyway.
+            Kind::Release => {
+                self.released(id, cancelled);
+            }
+            _ if requeue => self.enqueue(id.slot),
+            Kind::Fetch => {
+                self.fetched(id, cancelled);
+            }
+            kind @ (Kind::Use | Kind::UseRanges) => {
+                self.used(UseId::of(user_data), kind, cancelled, 0);
+            }
+            Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease => {
+                self.finish(self.slot(id.slot));
+                self.settle(id.slot);
+            }
+        }
+    }
+}
+
+/// What a lease does to its slot.
+impl Core {
+    /// The `Lease` is gone, however it went.
+    #[inline]
+    pub(crate) fn let_go(&self, index: u16) {
+        self.slot(index).held.set(false);
+        if self.slot(index).phase.get() != Phase::Fetching {
+            self.settle(index);
+        }
+    }
+
+    /// What the fetch came to; `None` while it runs.
+    #[inline]
+    pub(crate) fn fetch_result(&self, index: u16) -> Option<Result<u32, Errno>> {
+        match self.slot(index).phase.get() {
+            Phase::Ready => Some(Ok(self.slot(index).len.get())),
+            Phase::Failed(errno) => Some(Err(errno)),
+            Phase::Free | Phase::Fetching | Phase::Chained => None,
+        }
+    }
+
+    pub(crate) fn slot_len(&self, index: u16) -> u32 {
+        self.slot(index).len.get()
+    }
+
+    pub(crate) fn slot_engine(&self, index: u16) -> Engine {
+        self.slot(index).engine.get()
+    }
+
+    pub(crate) fn uses(&self, index: u16) -> u32 {
+        let slot = self.slot(index);
+        slot.inflight.get() - u32::from(slot.releasing.get())
+    }
+
+    /// Whether a lease that was released has left its slot.
+    pub(crate) fn is_over(&self, id: LeaseId) -> bool {
+        let slot = self.slot(id.slot);
+        slot.generation.get() != id.generation || slot.phase.get() == Phase::Free
+    }
+
+    #[inline]
+    pub(crate) fn use_slot(
+        &self,
+        index: u16,
+        start: u32,
+        len: u32,
+        consumer: Consumer,
+    ) -> Result<Prepared<'_>> {
+        if matches!(consumer, Consumer::SendZc { .. }) {
+            self.features.need_send_zc()?;
+        }
+        let entry = self.consumer_entry(index, self.piece(index, start, len), consumer);
+        Ok(self.counted(index, Kind::Use, entry))
+    }
+
+    pub(crate) fn use_ranges(
+        &self,
+        index: u16,
+        ranges: impl ExactSizeIterator<Item = (u32, u32)>,
+        sink: Target,
+        offset: u64,
+    ) -> Result<Prepared<'_>> {
+        let count = ranges.len();
+        if count == 0 || count > MAX_RANGES {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("a vectored write of {count} ranges: it takes 1 to {MAX_RANGES}"),
+            ));
+        }
+        let slot = self.slot(index);
+        let lent = slot.engine.get() != Engine::Copy;
+        if slot.ranging.replace(true) {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "a lease takes one vectored write at a time: let the other one complete first",
+            ));
+        }
+        let cell = &self.ranges[usize::from(index)];
+        let mut vector = cell.get();
+        let mut table = 0;
+        for (place, (start, len)) in vector.iter_mut().zip(ranges) {
+            let piece = self.piece(index, start, len);
+            table = piece.index;
+            *place =
+                libc::iovec { iov_base: piece.addr as *mut libc::c_void, iov_len: len as usize };
+        }
+        cell.set(vector);
+        // The array lives as long as the slots do, and `ranging` keeps it unchanged meanwhile.
+        let entry = if self.features.writev_fixed || lent {
+            consume::writev(cell.as_ptr().cast(), count, table, sink, offset)
+        } else {
+            consume::writev_by_address(cell.as_ptr().cast(), count, sink, offset)
+        };
+        Ok(self.counted(index, Kind::UseRanges, entry))
+    }
+
+    /// Counts a use and gives it its name.
+    #[inline]
+    fn counted(&self, index: u16, kind: Kind, entry: Entry) -> Prepared<'_> {
+        let slot = self.slot(index);
+        let sequence = slot.sequence.get();
+        slot.sequence.set(sequence.wrapping_add(1));
+        slot.inflight.set(slot.inflight.get() + 1);
+        let user_data =
+            self.user_data(kind, index) | u64::from(sequence) << user_data::SEQUENCE_SHIFT;
+        Prepared::new(entry.user_data(user_data), self, false)
+    }
+}
