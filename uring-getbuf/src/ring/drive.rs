@@ -67,8 +67,8 @@ impl Ring {
     ) -> Result<LeaseId> {
         let (from, to) = (source.place_in(&self.files)?, sink.place_in(&self.files)?);
         self.make_room(3)?;
-        let (id, chain) =
-            self.slots.chain(Chain::new(Target::from(source), offset, len, consumer))?;
+        let chain = Chain::new(Target::from(source), offset, len, consumer);
+        let (id, chain) = self.slots.chain(chain)?;
         // SAFETY: the chain is of this ring's slots, whose pool is registered with it; its files
         // are attached and stay so until it has completed; `next_event` gives every completion to
         // the slots, and `Drop` keeps them as long as requests need them.

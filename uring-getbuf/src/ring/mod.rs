@@ -14,7 +14,7 @@
 //! # Together with other requests
 //!
 //! [`push`](Ring::push) queues any other request; its completion is an
-//! [`Event::Foreign`](crate::slots::Event::Foreign).
+//! [`Event::Foreign`].
 //!
 //! # What happens when
 //!
@@ -235,7 +235,7 @@ impl Ring {
         drop(lease.release());
     }
 
-    /// Queues a [`Chain`] that ends in a write to `sink_offset` of `sink`.
+    /// Queues a [`Chain`](crate::chain::Chain) that ends in a write to `sink_offset` of `sink`.
     ///
     /// # Errors
     ///
@@ -252,7 +252,7 @@ impl Ring {
         self.chain(source, offset, len, sink, consumer)
     }
 
-    /// Queues a [`Chain`] that ends in a send. It sends everything or fails.
+    /// Queues a [`Chain`](crate::chain::Chain) that ends in a send. It sends everything or fails.
     ///
     /// # Errors
     ///
@@ -268,7 +268,7 @@ impl Ring {
         self.chain(source, offset, len, sink, Consumer::Send { sink: sink.into(), flags })
     }
 
-    /// Queues a [`Chain`] that ends in a zero-copy send.
+    /// Queues a [`Chain`](crate::chain::Chain) that ends in a zero-copy send.
     ///
     /// # Errors
     ///

@@ -37,12 +37,12 @@ pub enum Event {
     },
     /// A chain is done, and its slot is empty.
     Chained {
-        /// The chain, as [`Slots::chain`] named it.
+        /// The chain, as [`Slots::chain`](super::Slots::chain) named it.
         id: LeaseId,
         /// What it did.
         outcome: ChainOutcome,
     },
-    /// Ours, and nothing to tell: the slots have something to send ([`Slots::next_request`]).
+    /// Ours, and nothing to tell: the slots have something to send ([`Slots::next_request`](super::Slots::next_request)).
     Pending,
     /// It carries our tag but answers no request that is outstanding.
     Stale,

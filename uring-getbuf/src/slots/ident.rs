@@ -96,7 +96,7 @@ impl UseId {
         }
     }
 
-    /// What [`Prepared::token`] gave to the request, 0 if nothing did.
+    /// What [`Prepared::token`](super::Prepared::token) gave to the request, 0 if nothing did.
     #[must_use]
     pub const fn token(self) -> u16 {
         (self.0 >> user_data::TOKEN_SHIFT) as u16

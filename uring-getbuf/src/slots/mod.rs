@@ -16,10 +16,10 @@
 //!                                      release done, every use done
 //! ```
 //!
-//! A slot is free again only when no [`Lease`](crate::lease::Lease) names it, the kernel holds no
+//! A slot is free again only when no [`Lease`] names it, the kernel holds no
 //! buffer in it, and every request that named it has had its last completion. Whatever happens in
 //! between - a lease dropped before its fetch is done, a request that was never pushed, a release
-//! while consumers run - ends there; see [`Core::settle`], the only way back to the free list.
+//! while consumers run - ends there; see `Core::settle` in `table.rs`, the only way back to the free list.
 //!
 //! # Sharing a ring
 //!

@@ -60,7 +60,7 @@ impl<'a> Prepared<'a> {
     ///
     /// The queue must be that of the ring whose table holds these slots, its pool registered and
     /// the files that the request names valid until it has completed; and its completions must be
-    /// given to [`Slots::complete`], once each. The slots must not be dropped while requests of
+    /// given to [`Slots::complete`](super::Slots::complete), once each. The slots must not be dropped while requests of
     /// theirs are in flight.
     ///
     /// # Errors
@@ -93,30 +93,41 @@ impl fmt::Debug for Prepared<'_> {
     }
 }
 
-/// The linked requests of a [`Chain`] that have not been pushed yet. Dropping them takes them
-/// back.
+/// The linked requests of a [`Chain`](crate::chain::Chain) that have not been pushed yet. Dropping
+/// them takes them back.
 #[must_use = "a prepared chain does nothing until it is pushed; dropping it takes it back"]
 pub struct PreparedChain<'a> {
-    entries: [Entry; 3],
-    count: usize,
     core: &'a Core,
+    slot: u16,
     requeue: bool,
 }
 
 impl<'a> PreparedChain<'a> {
-    pub(super) fn new(entries: [Entry; 3], count: usize, core: &'a Core, requeue: bool) -> Self {
-        Self { entries, count, core, requeue }
+    #[inline]
+    pub(super) fn new(core: &'a Core, slot: u16, requeue: bool) -> Self {
+        Self { core, slot, requeue }
     }
 
-    /// The raw requests, in their order. They must be submitted together.
+    /// How many requests it has.
     #[must_use]
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries[..self.count]
+    #[expect(clippy::len_without_is_empty, reason = "a chain has at least two requests")]
+    pub fn len(&self) -> usize {
+        self.core.chain_len(self.slot)
     }
 
-    /// Says that the [`entries`](Self::entries) have been pushed in another way.
-    pub fn pushed(self) {
+    /// The raw requests, in their order, for a caller that has another way to push them. They must
+    /// be submitted together, and count as pushed: if they never are, their slot is not free again
+    /// before the slots are gone.
+    pub fn into_entries(self) -> impl Iterator<Item = Entry> {
+        let mut entries = [None, None, None];
+        let mut places = entries.iter_mut();
+        self.core.chain_requests(self.slot, |entry| {
+            if let Some(place) = places.next() {
+                *place = Some(entry);
+            }
+        });
         mem::forget(self);
+        entries.into_iter().flatten()
     }
 
     /// Pushes all the requests, or none.
@@ -129,28 +140,29 @@ impl<'a> PreparedChain<'a> {
     ///
     /// The chain itself, if the queue has no room for all of it.
     #[inline]
-    #[expect(clippy::result_large_err, reason = "it is given back as it came, and is seldom")]
     pub unsafe fn push(self, queue: &mut SubmissionQueue<'_>) -> Result<(), Self> {
-        // SAFETY: as in `Prepared::push`.
-        match unsafe { queue.push_multiple(self.entries()) } {
-            Ok(()) => {
-                self.pushed();
-                Ok(())
-            }
-            Err(_) => Err(self),
+        if queue.capacity() - queue.len() < self.len() {
+            return Err(self);
         }
+        self.core.chain_requests(self.slot, |entry| {
+            // SAFETY: as in `Prepared::push`.
+            let pushed = unsafe { queue.push(&entry) };
+            debug_assert!(pushed.is_ok(), "there is room for all of them");
+        });
+        mem::forget(self);
+        Ok(())
     }
 }
 
 impl Drop for PreparedChain<'_> {
     fn drop(&mut self) {
-        self.core.retract(self.entries[0].get_user_data(), self.requeue);
+        self.core.retract_chain(self.slot, self.requeue);
     }
 }
 
 impl fmt::Debug for PreparedChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PreparedChain").field(&self.entries()).finish()
+        f.debug_tuple("PreparedChain").field(&self.slot).finish()
     }
 }
 
@@ -174,7 +186,6 @@ impl Outgoing<'_> {
     /// # Errors
     ///
     /// Itself, if the queue is full. Dropping it puts it back among what has to be sent.
-    #[expect(clippy::result_large_err, reason = "it is given back as it came, and is seldom")]
     pub unsafe fn push(self, queue: &mut SubmissionQueue<'_>) -> Result<(), Self> {
         match self {
             // SAFETY: the caller's promise.

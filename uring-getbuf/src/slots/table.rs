@@ -4,13 +4,13 @@
 use std::cell::Cell;
 use std::fmt;
 
-use io_uring::opcode::{Nop, ReadFixed};
+use io_uring::opcode::ReadFixed;
 use io_uring::squeue::{Entry, Flags};
 
 use super::event::{Event, Stats};
 use super::ident::{DRIVER_KINDS, Kind, LeaseId, UseId, user_data};
 use super::prepared::{Outgoing, Prepared, PreparedChain};
-use crate::chain::{Chain, Progress};
+use crate::chain::{Chain, ChainOutcome, Progress};
 use crate::consume::{self, Consumer, MAX_RANGES, Piece, SendFlags, on};
 use crate::engine::{Engine, Lender};
 use crate::error::{Errno, Error, ErrorKind, Result};
@@ -94,7 +94,9 @@ pub(crate) struct Core {
     free: Cell<u16>,
     free_count: Cell<u16>,
     outbox: Cell<(u16, u16)>,
-    stats: Cell<Stats>,
+    fetches: Cell<u64>,
+    fallbacks: Cell<u64>,
+    stale: Cell<u64>,
 }
 
 impl fmt::Debug for Core {
@@ -129,7 +131,9 @@ impl Core {
             free: Cell::new(0),
             free_count: Cell::new(count),
             outbox: Cell::new((NIL, NIL)),
-            stats: Cell::new(Stats::default()),
+            fetches: Cell::new(0),
+            fallbacks: Cell::new(0),
+            stale: Cell::new(0),
         }
     }
 
@@ -148,15 +152,16 @@ impl Core {
     }
 
     /// Reserves a slot and makes the requests that fill it, use it and empty it.
+    #[inline]
     pub(super) fn chain(&self, chain: Chain) -> Result<(LeaseId, PreparedChain<'_>)> {
         if matches!(chain.consumer, Consumer::SendZc { .. }) {
             self.features.need_send_zc()?;
         }
         let index = self.reserve(chain.len, Phase::Chained)?;
         let slot = self.slot(index);
-        slot.progress.set(Progress::new(chain.consumer));
+        slot.progress.set(Progress::new(chain.consumer.waiting_for_all()));
         slot.source.set((chain.source, chain.offset));
-        Ok((self.id(index), self.chain_entries(index, false)))
+        Ok((self.id(index), PreparedChain::new(self, index, false)))
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -168,7 +173,11 @@ impl Core {
     }
 
     pub(super) fn stats(&self) -> Stats {
-        self.stats.get()
+        Stats {
+            fetches: self.fetches.get(),
+            fallbacks: self.fallbacks.get(),
+            stale: self.stale.get(),
+        }
     }
 
     pub(super) fn in_flight(&self) -> u64 {
@@ -179,14 +188,17 @@ impl Core {
         (self.tag >> user_data::TAG_SHIFT) as u8
     }
 
+    #[inline]
     fn slot(&self, index: u16) -> &Slot {
         &self.slots[usize::from(index)]
     }
 
+    #[inline]
     pub(super) fn engine(&self) -> Engine {
         self.lender.map_or(Engine::Copy, |(lender, _)| lender.engine())
     }
 
+    #[inline]
     pub(super) fn max_fetch(&self) -> u32 {
         self.pool.as_ref().map_or(i32::MAX as u32, |(pool, _)| pool.block_size())
     }
@@ -204,14 +216,9 @@ impl Core {
             | u64::from(self.slot(index).generation.get())
     }
 
+    #[inline]
     fn id(&self, index: u16) -> LeaseId {
         LeaseId::new(index, self.slot(index).generation.get())
-    }
-
-    fn count(&self, change: impl FnOnce(&mut Stats)) {
-        let mut stats = self.stats.get();
-        change(&mut stats);
-        self.stats.set(stats);
     }
 
     /// Takes a slot from the free list.
@@ -228,7 +235,7 @@ impl Core {
         slot.len.set(len);
         slot.phase.set(phase);
         slot.inflight.set(1);
-        self.count(|stats| stats.fetches += 1);
+        self.fetches.set(self.fetches.get() + 1);
         Ok(index)
     }
 
@@ -298,7 +305,7 @@ impl Core {
                 let entry = self.fetch_entry(index, source, offset);
                 Outgoing::Request(Prepared::new(entry, self, true))
             }
-            Phase::Chained => Outgoing::Chain(self.chain_entries(index, true)),
+            Phase::Chained => Outgoing::Chain(PreparedChain::new(self, index, true)),
             _ => {
                 slot.releasing.set(true);
                 slot.inflight.set(slot.inflight.get() + 1);
@@ -340,6 +347,7 @@ impl Core {
         }
     }
 
+    #[inline]
     fn consumer_entry(&self, index: u16, piece: Piece, consumer: Consumer) -> Entry {
         match consumer {
             Consumer::Write { sink, offset } => piece.write(sink, offset),
@@ -348,6 +356,7 @@ impl Core {
         }
     }
 
+    #[inline]
     fn send_entry(&self, index: u16, piece: Piece, sink: Target, flags: SendFlags) -> Entry {
         // A kernel that lends memory is newer than 7.2 and takes registered buffers here.
         if self.features.fixed_send || self.slot(index).engine.get() != Engine::Copy {
@@ -357,16 +366,23 @@ impl Core {
         }
     }
 
-    /// The linked requests of a chain, by whoever serves its slot now.
+    /// How many requests a chain has, by whoever serves its slot now.
+    #[inline]
+    pub(super) fn chain_len(&self, index: u16) -> usize {
+        if self.slot(index).engine.get() == Engine::Copy { 2 } else { 3 }
+    }
+
+    /// The linked requests of a chain, in their order.
     ///
     /// With the copy engine the links are soft: a read that comes back short must not be followed
     /// by a write of what an earlier lease left in the block. With kernel memory the slot holds
     /// exactly what was fetched, and hard links make sure that it is emptied.
-    fn chain_entries(&self, index: u16, requeue: bool) -> PreparedChain<'_> {
+    #[inline]
+    pub(super) fn chain_requests(&self, index: u16, mut request: impl FnMut(Entry)) {
         let slot = self.slot(index);
         let (source, offset) = slot.source.get();
         let len = slot.len.get();
-        let consumer = slot.progress.get().consumer.waiting_for_all();
+        let consumer = slot.progress.get().consumer;
         let consume = self
             .consumer_entry(index, self.piece(index, 0, len), consumer)
             .user_data(self.user_data(Kind::ChainUse, index));
@@ -380,20 +396,15 @@ impl Core {
                     _ => Flags::SKIP_SUCCESS,
                 };
                 let fetch = lender.fetch(source, offset, len, first + index);
+                request(fetch.user_data(fetch_data).flags(hard | Flags::SKIP_SUCCESS));
+                request(consume.flags(hard | skip));
                 let release = lender.release(first + index);
-                let entries = [
-                    fetch.user_data(fetch_data).flags(hard | Flags::SKIP_SUCCESS),
-                    consume.flags(hard | skip),
-                    release.user_data(self.user_data(Kind::ChainRelease, index)),
-                ];
-                PreparedChain::new(entries, 3, self, requeue)
+                request(release.user_data(self.user_data(Kind::ChainRelease, index)));
             }
             _ => {
-                let fetch = self
-                    .read_entry(index, source, offset, len)
-                    .user_data(fetch_data)
-                    .flags(Flags::IO_LINK | Flags::SKIP_SUCCESS);
-                PreparedChain::new([fetch, consume, Nop::new().build()], 2, self, requeue)
+                let fetch = self.read_entry(index, source, offset, len).user_data(fetch_data);
+                request(fetch.flags(Flags::IO_LINK | Flags::SKIP_SUCCESS));
+                request(consume);
             }
         }
     }
@@ -420,11 +431,12 @@ impl Core {
 
     #[cold]
     fn stale(&self) -> Event {
-        self.count(|stats| stats.stale += 1);
+        self.stale.set(self.stale.get() + 1);
         Event::Stale
     }
 
     /// One request that names the slot has had its last completion.
+    #[inline]
     fn finish(&self, slot: &Slot) {
         slot.inflight.set(slot.inflight.get() - 1);
     }
@@ -435,11 +447,12 @@ impl Core {
         let again = refused && slot.engine.get() != Engine::Copy && self.pool.is_some();
         if again {
             slot.engine.set(Engine::Copy);
-            self.count(|stats| stats.fallbacks += 1);
+            self.fallbacks.set(self.fallbacks.get() + 1);
         }
         again
     }
 
+    #[inline]
     fn fetched(&self, id: LeaseId, result: i32) -> Event {
         let slot = self.slot(id.slot);
         if slot.phase.get() != Phase::Fetching {
@@ -465,6 +478,7 @@ impl Core {
         Event::Fetched { lease: id, result }
     }
 
+    #[inline]
     fn used(&self, id: UseId, kind: Kind, result: i32, flags: u32) -> Event {
         let slot = self.slot(id.lease().slot);
         let more = io_uring::cqueue::more(flags);
@@ -482,6 +496,7 @@ impl Core {
         }
     }
 
+    #[inline]
     fn released(&self, id: LeaseId, result: i32) -> Event {
         let slot = self.slot(id.slot);
         if !slot.releasing.replace(false) {
@@ -496,10 +511,19 @@ impl Core {
         if again { Event::Pending } else { Event::Released { lease: id } }
     }
 
+    #[inline]
     fn chained(&self, id: LeaseId, kind: Kind, result: i32, flags: u32) -> Event {
         let slot = self.slot(id.slot);
         if slot.phase.get() != Phase::Chained {
             return self.stale();
+        }
+        // Nearly always: all of it went through the pool, and this was the last word.
+        if (kind, flags, slot.engine.get()) == (Kind::ChainUse, 0, Engine::Copy)
+            && Errno::check(result) == Ok(slot.len.get())
+        {
+            self.finish(slot);
+            self.settle(id.slot);
+            return Event::Chained { id, outcome: ChainOutcome::Done(slot.len.get()) };
         }
         let mut progress = slot.progress.get();
         let lent = slot.engine.get() != Engine::Copy;
@@ -553,11 +577,18 @@ impl Core {
             kind @ (Kind::Use | Kind::UseRanges) => {
                 self.used(UseId::of(user_data), kind, cancelled, 0);
             }
-            Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease => {
-                self.finish(self.slot(id.slot));
-                self.settle(id.slot);
-            }
+            Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease => {}
         }
+    }
+
+    /// A chain was never pushed.
+    #[cold]
+    pub(super) fn retract_chain(&self, index: u16, requeue: bool) {
+        if requeue {
+            return self.enqueue(index);
+        }
+        self.finish(self.slot(index));
+        self.settle(index);
     }
 }
 
