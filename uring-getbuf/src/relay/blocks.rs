@@ -76,8 +76,7 @@ pub(super) fn run(
                 event => ring.keep(event),
             }
         }
-        let total = (blocks.end != u64::MAX).then_some(blocks.end);
-        relay.report_progress(flow, total);
+        relay.report_progress(flow, blocks.end);
     }
 }
 

@@ -45,6 +45,9 @@ use crate::ring::{Attached, Ring};
 /// How often a relay that can be cancelled looks whether it was, while nothing moves.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// No file is longer; larger offsets mean something else to the kernel.
+const MAX_OFFSET: u64 = i64::MAX as u64;
+
 /// What a relay did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -219,6 +222,10 @@ impl<'a> Relay<'a> {
             let what = "a relay needs blocks of at least one byte, and at least one free slot";
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
+        if self.source_offset.max(self.sink_offset) > MAX_OFFSET {
+            let what = format!("a relay begins at an offset of at most {MAX_OFFSET} bytes");
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
         let source = Source::of(self.source)?;
         let sink = Sink::of(self.sink)?;
         let files = Ends { source: ring.attach(&self.source)?, sink: ring.attach(&self.sink)? };
@@ -231,10 +238,18 @@ impl<'a> Relay<'a> {
 
     /// Where it ends, counted from where it begins; `size` is the source's.
     fn end(&self, size: Option<u64>) -> u64 {
-        size.map_or(u64::MAX, |size| size.saturating_sub(self.source_offset)).min(self.limit)
+        let size = size.map_or(u64::MAX, |size| size.saturating_sub(self.source_offset));
+        size.min(self.limit).min(self.most())
     }
 
-    fn report_progress(&mut self, flow: &Flow, total: Option<u64>) {
+    /// What there can be at all.
+    fn most(&self) -> u64 {
+        MAX_OFFSET - self.source_offset.max(self.sink_offset)
+    }
+
+    /// `end`: where it ends, as far as is known.
+    fn report_progress(&mut self, flow: &Flow, end: u64) {
+        let total = (end != self.most()).then_some(end);
         if let Some(call) = &mut self.progress {
             call(Progress { bytes: flow.moved, total });
         }
@@ -277,11 +292,19 @@ impl Flow {
     }
 
     fn source_failed(&mut self, errno: Errno) {
-        self.fail(Error::os(ErrorKind::Source, errno, "reading from the source"));
+        let what = match errno {
+            Errno::AGAIN => "reading from the source, whose file system does not know O_NONBLOCK",
+            _ => "reading from the source",
+        };
+        self.fail(Error::os(ErrorKind::Source, errno, what));
     }
 
     fn sink_failed(&mut self, errno: Errno) {
-        self.fail(Error::os(ErrorKind::Sink, errno, "writing to the sink"));
+        let what = match errno {
+            Errno::AGAIN => "writing to the sink, whose file system does not know O_NONBLOCK",
+            _ => "writing to the sink",
+        };
+        self.fail(Error::os(ErrorKind::Sink, errno, what));
     }
 
     fn sink_is_full(&mut self) {

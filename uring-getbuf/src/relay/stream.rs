@@ -132,8 +132,7 @@ impl Stream<'_, '_> {
             }
             self.relay.wait(self.ring, self.batch.len().max(1), self.flow)?;
             self.take_events();
-            let total = (self.end != u64::MAX).then_some(self.end);
-            self.relay.report_progress(self.flow, total);
+            self.relay.report_progress(self.flow, self.end);
         }
     }
 
@@ -232,7 +231,7 @@ impl Stream<'_, '_> {
                         return self.blocks.truncate(index);
                     }
                     Err(NotInstalled::Failed(Errno::INTR)) => Stage::Again,
-                    Err(NotInstalled::Failed(Errno::AGAIN)) => {
+                    Err(NotInstalled::Failed(Errno::AGAIN)) if !self.source.seekable => {
                         self.source_gate = Gate::Shut;
                         Stage::Again
                     }
@@ -255,8 +254,9 @@ impl Stream<'_, '_> {
             }
         }
         self.broken = false;
+        let most = BATCH.min(self.ring.queue_capacity());
         let is_ready = |block: &&Block| matches!(block.lease, Stage::Ready(..));
-        let count = self.blocks.iter().take(BATCH).take_while(is_ready).count();
+        let count = self.blocks.iter().take(most).take_while(is_ready).count();
         // A link ends where a submission does: all of it must fit.
         self.ring.make_room(count)?;
         for (index, block) in self.blocks.iter().take(count).enumerate() {
@@ -304,7 +304,7 @@ impl Stream<'_, '_> {
             // It waited behind one that ended early.
             Err(Errno::CANCELED) if self.broken => {}
             Err(Errno::INTR) => self.broken = true,
-            Err(Errno::AGAIN) => {
+            Err(Errno::AGAIN) if self.sink != Sink::File => {
                 self.broken = true;
                 self.sink_gate = Gate::Shut;
             }

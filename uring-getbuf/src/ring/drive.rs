@@ -163,8 +163,15 @@ impl Ring {
         if has_room(&mut self.uring, count) { Ok(()) } else { self.drain_queue(count) }
     }
 
+    pub(crate) fn queue_capacity(&self) -> usize {
+        self.uring.params().sq_entries() as usize
+    }
+
     #[cold]
     fn drain_queue(&mut self, count: usize) -> Result<()> {
+        if count > self.queue_capacity() {
+            return Err(queue_full());
+        }
         loop {
             self.enter(0, None)?;
             if has_room(&mut self.uring, count) {
@@ -181,7 +188,7 @@ impl Ring {
     /// Queues what the slots need sent, and lets go of files that nothing names any more.
     #[inline]
     pub(crate) fn flush(&mut self) -> Result<()> {
-        self.sweep()?;
+        self.sweep();
         while self.slots.has_requests() {
             self.make_room(3)?;
             let Some(outgoing) = self.slots.next_request() else { break };
@@ -194,16 +201,18 @@ impl Ring {
     }
 
     #[inline]
-    pub(super) fn sweep(&mut self) -> Result<()> {
-        if self.files.any_vacant() { self.unregister_vacant() } else { Ok(()) }
+    pub(super) fn sweep(&mut self) {
+        if self.files.any_vacant() {
+            self.unregister_vacant();
+        }
     }
 
     #[cold]
-    fn unregister_vacant(&mut self) -> Result<()> {
+    fn unregister_vacant(&mut self) {
         while let Some(index) = self.files.next_vacant() {
-            self.register(u32::from(index), -1)?;
+            // It fails where somebody has unregistered the whole table: then it is empty already.
+            let _ = self.register(u32::from(index), -1);
         }
-        Ok(())
     }
 
     /// Puts a descriptor into a place of the table; -1 empties it.

@@ -142,7 +142,7 @@ impl Ring {
     /// [`NoFile`](ErrorKind::NoFile) if every place is taken, [`Ring`](ErrorKind::Ring) if the
     /// kernel refuses the file.
     pub fn attach(&mut self, file: &impl AsFd) -> Result<Attached> {
-        self.sweep()?;
+        self.sweep();
         let place = self.files.take()?;
         self.register(place.index(), file.as_fd().as_raw_fd())?;
         Ok(place)
@@ -352,7 +352,7 @@ impl Ring {
     }
 
     /// Sends what is queued, and waits until at least `count` completions are there. Events that
-    /// have not been taken yet count.
+    /// have not been taken yet count. It waits for ever if fewer requests are in flight.
     ///
     /// # Errors
     ///
