@@ -19,9 +19,8 @@ const NIL: u16 = u16::MAX;
 struct Place {
     /// Next in the list of free places, or of those to be emptied.
     next: Cell<u16>,
-    attached: Cell<bool>,
-    /// Requests in flight that name it.
-    busy: Cell<u32>,
+    /// Who names it: the [`Attached`], and each request in flight.
+    names: Cell<u32>,
 }
 
 /// The table.
@@ -37,8 +36,7 @@ impl Files {
     pub(super) fn new(count: u16) -> Rc<Self> {
         let place = |next| Place {
             next: Cell::new(if next < count { next } else { NIL }),
-            attached: Cell::new(false),
-            busy: Cell::new(0),
+            names: Cell::new(0),
         };
         Rc::new(Self {
             places: (1..=count).map(place).collect(),
@@ -73,7 +71,7 @@ impl Files {
             );
             Error::new(ErrorKind::NoFile, what)
         })?;
-        self.place(index).attached.set(true);
+        self.begin(index);
         Ok(Attached { files: Rc::clone(self), index })
     }
 
@@ -91,22 +89,16 @@ impl Files {
     /// A request that names the place is on its way.
     #[inline]
     pub(super) fn begin(&self, index: u16) {
-        let busy = &self.place(index).busy;
-        busy.set(busy.get() + 1);
+        let names = &self.place(index).names;
+        names.set(names.get() + 1);
     }
 
     /// It has completed.
     #[inline]
     pub(super) fn done(&self, index: u16) {
-        let place = self.place(index);
-        place.busy.set(place.busy.get() - 1);
-        self.vacate(index);
-    }
-
-    #[inline]
-    fn vacate(&self, index: u16) {
-        let place = self.place(index);
-        if !place.attached.get() && place.busy.get() == 0 {
+        let names = &self.place(index).names;
+        names.set(names.get() - 1);
+        if names.get() == 0 {
             self.push(&self.vacant, index);
         }
     }
@@ -146,8 +138,7 @@ impl From<&Attached> for Target {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.files.place(self.index).attached.set(false);
-        self.files.vacate(self.index);
+        self.files.done(self.index);
     }
 }
 

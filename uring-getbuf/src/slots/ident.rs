@@ -28,15 +28,19 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 7] = [
-        Self::Fetch,
-        Self::Use,
-        Self::UseRanges,
-        Self::Release,
-        Self::ChainFetch,
-        Self::ChainUse,
-        Self::ChainRelease,
-    ];
+    #[inline]
+    pub(super) const fn of(user_data: u64) -> Option<Self> {
+        Some(match user_data >> user_data::KIND_SHIFT & 15 {
+            0 => Self::Fetch,
+            1 => Self::Use,
+            2 => Self::UseRanges,
+            3 => Self::Release,
+            4 => Self::ChainFetch,
+            5 => Self::ChainUse,
+            6 => Self::ChainRelease,
+            _ => return None,
+        })
+    }
 }
 
 /// From here on kinds belong to whoever drives the slots.

@@ -30,6 +30,20 @@ enum Phase {
     Chained,
 }
 
+/// What can be true of a slot, beside its phase.
+mod is {
+    /// A `Lease` names it.
+    pub(super) const HELD: u8 = 1;
+    /// The kernel holds a buffer in it.
+    pub(super) const INSTALLED: u8 = 2;
+    /// It is in the outbox.
+    pub(super) const QUEUED: u8 = 4;
+    /// A release is in flight.
+    pub(super) const RELEASING: u8 = 8;
+    /// Its array of ranges is in use.
+    pub(super) const RANGING: u8 = 16;
+}
+
 /// One slot. Plain cells: the table is never shared between threads.
 struct Slot {
     /// Next in the free list or in the outbox; a slot is never in both.
@@ -38,16 +52,8 @@ struct Slot {
     phase: Cell<Phase>,
     /// Who serves this fetch: the lender, or the pool.
     engine: Cell<Engine>,
-    /// A `Lease` names it.
-    held: Cell<bool>,
-    /// The kernel holds a buffer in it.
-    installed: Cell<bool>,
-    /// In the outbox.
-    queued: Cell<bool>,
-    /// A release is in flight.
-    releasing: Cell<bool>,
-    /// The array of ranges is in use.
-    ranging: Cell<bool>,
+    /// What is true of it; see [`is`].
+    marks: Cell<u8>,
     /// Counts the uses, so that each has a `user_data` of its own.
     sequence: Cell<u8>,
     /// Requests that have been handed out and have not had their last completion.
@@ -67,17 +73,50 @@ impl Slot {
             generation: Cell::new(0),
             phase: Cell::new(Phase::Free),
             engine: Cell::new(Engine::Copy),
-            held: Cell::new(false),
-            installed: Cell::new(false),
-            queued: Cell::new(false),
-            releasing: Cell::new(false),
-            ranging: Cell::new(false),
+            marks: Cell::new(0),
             sequence: Cell::new(0),
             inflight: Cell::new(0),
             len: Cell::new(0),
             source: Cell::new((Target::Fd(-1), 0)),
             progress: Cell::new(Progress::default()),
         }
+    }
+
+    #[inline]
+    fn id(&self, index: u16) -> LeaseId {
+        LeaseId::new(index, self.generation.get())
+    }
+
+    #[inline]
+    fn is(&self, mark: u8) -> bool {
+        self.marks.get() & mark != 0
+    }
+
+    #[inline]
+    fn mark(&self, mark: u8) {
+        self.marks.set(self.marks.get() | mark);
+    }
+
+    #[inline]
+    fn unmark(&self, mark: u8) {
+        self.marks.set(self.marks.get() & !mark);
+    }
+
+    #[inline]
+    fn is_lent(&self) -> bool {
+        self.engine.get() != Engine::Copy
+    }
+
+    /// One more request names it.
+    #[inline]
+    fn begin(&self) {
+        self.inflight.set(self.inflight.get() + 1);
+    }
+
+    /// One request that names it has had its last completion.
+    #[inline]
+    fn finish(&self) {
+        self.inflight.set(self.inflight.get() - 1);
     }
 }
 
@@ -89,6 +128,10 @@ pub(crate) struct Core {
     lender: Option<(Lender, u16)>,
     pool: Option<(Pool, u16)>,
     features: Features,
+    /// Who serves a fetch at first.
+    engine: Engine,
+    /// Most bytes of one fetch.
+    max_fetch: u32,
     /// The tag, in its place.
     tag: u64,
     free: Cell<u16>,
@@ -124,6 +167,8 @@ impl Core {
                 .map(|next| Slot::new(if next < count { next } else { NIL }))
                 .collect(),
             ranges: (0..count).map(|_| Cell::new([no_range; MAX_RANGES])).collect(),
+            engine: lender.map_or(Engine::Copy, |(lender, _)| lender.engine()),
+            max_fetch: pool.as_ref().map_or(i32::MAX as u32, |(pool, _)| pool.block_size()),
             lender,
             pool,
             features,
@@ -145,10 +190,10 @@ impl Core {
         offset: u64,
         len: u32,
     ) -> Result<(LeaseId, Prepared<'_>)> {
-        let index = self.reserve(len, Phase::Fetching)?;
-        self.slot(index).held.set(true);
-        let entry = self.fetch_entry(index, source, offset);
-        Ok((self.id(index), Prepared::new(entry, self, false)))
+        let (index, slot) = self.reserve(len, Phase::Fetching)?;
+        slot.mark(is::HELD);
+        let entry = self.fetch_entry(index, slot, source, offset);
+        Ok((slot.id(index), Prepared::new(entry, self, false)))
     }
 
     /// Reserves a slot and makes the requests that fill it, use it and empty it.
@@ -157,11 +202,10 @@ impl Core {
         if matches!(chain.consumer, Consumer::SendZc { .. }) {
             self.features.need_send_zc()?;
         }
-        let index = self.reserve(chain.len, Phase::Chained)?;
-        let slot = self.slot(index);
+        let (index, slot) = self.reserve(chain.len, Phase::Chained)?;
         slot.progress.set(Progress::new(chain.consumer.waiting_for_all()));
         slot.source.set((chain.source, chain.offset));
-        Ok((self.id(index), PreparedChain::new(self, index, false)))
+        Ok((slot.id(index), PreparedChain::new(self, index, false)))
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -193,14 +237,13 @@ impl Core {
         &self.slots[usize::from(index)]
     }
 
-    #[inline]
     pub(super) fn engine(&self) -> Engine {
-        self.lender.map_or(Engine::Copy, |(lender, _)| lender.engine())
+        self.engine
     }
 
     #[inline]
     pub(super) fn max_fetch(&self) -> u32 {
-        self.pool.as_ref().map_or(i32::MAX as u32, |(pool, _)| pool.block_size())
+        self.max_fetch
     }
 
     #[inline]
@@ -209,39 +252,34 @@ impl Core {
     }
 
     #[inline]
-    fn user_data(&self, kind: Kind, index: u16) -> u64 {
+    fn user_data(&self, kind: Kind, index: u16, slot: &Slot) -> u64 {
         self.tag
             | (kind as u64) << user_data::KIND_SHIFT
             | u64::from(index) << user_data::SLOT_SHIFT
-            | u64::from(self.slot(index).generation.get())
-    }
-
-    #[inline]
-    fn id(&self, index: u16) -> LeaseId {
-        LeaseId::new(index, self.slot(index).generation.get())
+            | u64::from(slot.generation.get())
     }
 
     /// Takes a slot from the free list.
     #[inline]
-    fn reserve(&self, len: u32, phase: Phase) -> Result<u16> {
+    fn reserve(&self, len: u32, phase: Phase) -> Result<(u16, &Slot)> {
         let index = self.free.get();
-        if index == NIL || len.wrapping_sub(1) >= self.max_fetch() {
+        if index == NIL || len.wrapping_sub(1) >= self.max_fetch {
             return Err(self.refusal(len));
         }
         let slot = self.slot(index);
         self.free.set(slot.next.get());
         self.free_count.set(self.free_count.get() - 1);
-        slot.engine.set(self.engine());
+        slot.engine.set(self.engine);
         slot.len.set(len);
         slot.phase.set(phase);
         slot.inflight.set(1);
         self.fetches.set(self.fetches.get() + 1);
-        Ok(index)
+        Ok((index, slot))
     }
 
     #[cold]
     fn refusal(&self, len: u32) -> Error {
-        let most = self.max_fetch();
+        let most = self.max_fetch;
         if len == 0 || len > most {
             let what = format!("a fetch of {len} bytes: it can ask for 1 to {most} bytes");
             return Error::new(ErrorKind::InvalidInput, what);
@@ -255,15 +293,12 @@ impl Core {
     /// Brings a slot on its way: into the outbox if there is a buffer to give back, into the free
     /// list if nothing is left that names it.
     #[inline]
-    fn settle(&self, index: u16) {
-        let slot = self.slot(index);
-        if slot.held.get() || slot.queued.get() {
+    fn settle(&self, index: u16, slot: &Slot) {
+        if slot.is(is::HELD | is::QUEUED | is::RELEASING) {
             return;
         }
-        if slot.installed.get() {
-            if !slot.releasing.get() {
-                self.enqueue(index);
-            }
+        if slot.is(is::INSTALLED) {
+            self.enqueue(index, slot);
         } else if slot.inflight.get() == 0 {
             debug_assert_ne!(slot.phase.get(), Phase::Free, "slot {index} is freed twice");
             slot.phase.set(Phase::Free);
@@ -273,10 +308,10 @@ impl Core {
         }
     }
 
-    fn enqueue(&self, index: u16) {
+    fn enqueue(&self, index: u16, slot: &Slot) {
         let (first, last) = self.outbox.get();
-        self.slot(index).queued.set(true);
-        self.slot(index).next.set(NIL);
+        slot.mark(is::QUEUED);
+        slot.next.set(NIL);
         if last == NIL {
             self.outbox.set((index, index));
         } else {
@@ -297,21 +332,24 @@ impl Core {
         }
         let slot = self.slot(index);
         self.outbox.set(if index == last { (NIL, NIL) } else { (slot.next.get(), last) });
-        slot.queued.set(false);
+        slot.unmark(is::QUEUED);
         Some(match slot.phase.get() {
             // Refused by the lender, and still counted in `inflight`.
             Phase::Fetching => {
                 let (source, offset) = slot.source.get();
-                let entry = self.fetch_entry(index, source, offset);
+                let entry = self.fetch_entry(index, slot, source, offset);
                 Outgoing::Request(Prepared::new(entry, self, true))
             }
             Phase::Chained => Outgoing::Chain(PreparedChain::new(self, index, true)),
             _ => {
-                slot.releasing.set(true);
-                slot.inflight.set(slot.inflight.get() + 1);
+                slot.mark(is::RELEASING);
+                slot.begin();
                 let (lender, first) = self.lender.expect("only a lender installs buffers");
-                let entry =
-                    lender.release(first + index).user_data(self.user_data(Kind::Release, index));
+                let entry = lender.release(first + index).user_data(self.user_data(
+                    Kind::Release,
+                    index,
+                    slot,
+                ));
                 Outgoing::Request(Prepared::new(entry, self, true))
             }
         })
@@ -319,10 +357,9 @@ impl Core {
 
     /// The request that fetches, by whoever serves this slot now.
     #[inline]
-    fn fetch_entry(&self, index: u16, source: Target, offset: u64) -> Entry {
-        let slot = self.slot(index);
-        let (len, user_data) = (slot.len.get(), self.user_data(Kind::Fetch, index));
-        if let (Some((lender, first)), false) = (self.lender, slot.engine.get() == Engine::Copy) {
+    fn fetch_entry(&self, index: u16, slot: &Slot, source: Target, offset: u64) -> Entry {
+        let (len, user_data) = (slot.len.get(), self.user_data(Kind::Fetch, index, slot));
+        if let (Some((lender, first)), true) = (self.lender, slot.is_lent()) {
             slot.source.set((source, offset));
             return lender.fetch(source, offset, len, first + index).user_data(user_data);
         }
@@ -337,9 +374,9 @@ impl Core {
 
     /// Bytes `start..start + len` of a slot, as the engine that serves it names them.
     #[inline]
-    fn piece(&self, index: u16, start: u32, len: u32) -> Piece {
+    fn piece(&self, index: u16, slot: &Slot, start: u32, len: u32) -> Piece {
         match (&self.pool, self.lender) {
-            (Some((pool, table)), _) if self.slot(index).engine.get() == Engine::Copy => {
+            (Some((pool, table)), _) if !slot.is_lent() => {
                 Piece { addr: pool.block(index) as u64 + u64::from(start), len, index: *table }
             }
             (_, Some((_, first))) => Piece { addr: u64::from(start), len, index: first + index },
@@ -348,18 +385,18 @@ impl Core {
     }
 
     #[inline]
-    fn consumer_entry(&self, index: u16, piece: Piece, consumer: Consumer) -> Entry {
+    fn consumer_entry(&self, slot: &Slot, piece: Piece, consumer: Consumer) -> Entry {
         match consumer {
             Consumer::Write { sink, offset } => piece.write(sink, offset),
-            Consumer::Send { sink, flags } => self.send_entry(index, piece, sink, flags),
+            Consumer::Send { sink, flags } => self.send_entry(slot, piece, sink, flags),
             Consumer::SendZc { sink, flags } => piece.send_zc(sink, flags),
         }
     }
 
     #[inline]
-    fn send_entry(&self, index: u16, piece: Piece, sink: Target, flags: SendFlags) -> Entry {
+    fn send_entry(&self, slot: &Slot, piece: Piece, sink: Target, flags: SendFlags) -> Entry {
         // A kernel that lends memory is newer than 7.2 and takes registered buffers here.
-        if self.features.fixed_send || self.slot(index).engine.get() != Engine::Copy {
+        if self.features.fixed_send || slot.is_lent() {
             piece.send(sink, flags)
         } else {
             piece.send_by_address(sink, flags)
@@ -369,7 +406,7 @@ impl Core {
     /// How many requests a chain has, by whoever serves its slot now.
     #[inline]
     pub(super) fn chain_len(&self, index: u16) -> usize {
-        if self.slot(index).engine.get() == Engine::Copy { 2 } else { 3 }
+        if self.slot(index).is_lent() { 3 } else { 2 }
     }
 
     /// The linked requests of a chain, in their order.
@@ -384,11 +421,11 @@ impl Core {
         let len = slot.len.get();
         let consumer = slot.progress.get().consumer;
         let consume = self
-            .consumer_entry(index, self.piece(index, 0, len), consumer)
-            .user_data(self.user_data(Kind::ChainUse, index));
-        let fetch_data = self.user_data(Kind::ChainFetch, index);
+            .consumer_entry(slot, self.piece(index, slot, 0, len), consumer)
+            .user_data(self.user_data(Kind::ChainUse, index, slot));
+        let fetch_data = self.user_data(Kind::ChainFetch, index, slot);
         match self.lender {
-            Some((lender, first)) if slot.engine.get() != Engine::Copy => {
+            Some((lender, first)) if slot.is_lent() => {
                 let hard = Flags::IO_HARDLINK;
                 // The kernel refuses to skip the completions of SEND_ZC.
                 let skip = match consumer {
@@ -399,7 +436,7 @@ impl Core {
                 request(fetch.user_data(fetch_data).flags(hard | Flags::SKIP_SUCCESS));
                 request(consume.flags(hard | skip));
                 let release = lender.release(first + index);
-                request(release.user_data(self.user_data(Kind::ChainRelease, index)));
+                request(release.user_data(self.user_data(Kind::ChainRelease, index, slot)));
             }
             _ => {
                 let fetch = self.read_entry(index, source, offset, len).user_data(fetch_data);
@@ -412,19 +449,21 @@ impl Core {
     #[inline]
     pub(super) fn complete(&self, user_data: u64, result: i32, flags: u32) -> Event {
         let id = UseId::of(user_data).lease();
-        let kind = Kind::ALL.get((user_data >> user_data::KIND_SHIFT) as usize & 15);
-        let (Some(slot), Some(&kind)) = (self.slots.get(usize::from(id.slot)), kind) else {
+        let (Some(slot), Some(kind)) = (self.slots.get(usize::from(id.slot)), Kind::of(user_data))
+        else {
             return self.stale();
         };
         if slot.generation.get() != id.generation || slot.inflight.get() == 0 {
             return self.stale();
         }
         match kind {
-            Kind::Fetch => self.fetched(id, result),
-            Kind::Use | Kind::UseRanges => self.used(UseId::of(user_data), kind, result, flags),
-            Kind::Release => self.released(id, result),
+            Kind::Fetch => self.fetched(id, slot, result),
+            Kind::Use | Kind::UseRanges => {
+                self.used(UseId::of(user_data), slot, kind, result, flags)
+            }
+            Kind::Release => self.released(id, slot, result),
             Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease => {
-                self.chained(id, kind, result, flags)
+                self.chained(id, slot, kind, result, flags)
             }
         }
     }
@@ -435,16 +474,10 @@ impl Core {
         Event::Stale
     }
 
-    /// One request that names the slot has had its last completion.
-    #[inline]
-    fn finish(&self, slot: &Slot) {
-        slot.inflight.set(slot.inflight.get() - 1);
-    }
-
     /// Whether the pool is to serve what the lender has just refused.
     fn falls_back(&self, slot: &Slot, result: i32) -> bool {
         let refused = Errno::check(result) == Err(Errno::NOTSUPP);
-        let again = refused && slot.engine.get() != Engine::Copy && self.pool.is_some();
+        let again = refused && slot.is_lent() && self.pool.is_some();
         if again {
             slot.engine.set(Engine::Copy);
             self.fallbacks.set(self.fallbacks.get() + 1);
@@ -453,41 +486,40 @@ impl Core {
     }
 
     #[inline]
-    fn fetched(&self, id: LeaseId, result: i32) -> Event {
-        let slot = self.slot(id.slot);
+    fn fetched(&self, id: LeaseId, slot: &Slot, result: i32) -> Event {
         if slot.phase.get() != Phase::Fetching {
             return self.stale();
         }
         if self.falls_back(slot, result) {
-            self.enqueue(id.slot);
+            self.enqueue(id.slot, slot);
             return Event::Pending;
         }
-        self.finish(slot);
+        slot.finish();
         let result = Errno::check(result).map(|len| len.min(slot.len.get()));
         match result {
             Ok(len) => {
                 slot.phase.set(Phase::Ready);
                 slot.len.set(len);
-                let lent = self.lender.filter(|_| slot.engine.get() != Engine::Copy);
-                slot.installed
-                    .set(lent.is_some_and(|(lender, _)| len != 0 || lender.installs_empty()));
+                let lent = self.lender.filter(|_| slot.is_lent());
+                if lent.is_some_and(|(lender, _)| len != 0 || lender.installs_empty()) {
+                    slot.mark(is::INSTALLED);
+                }
             }
             Err(errno) => slot.phase.set(Phase::Failed(errno)),
         }
-        self.settle(id.slot);
+        self.settle(id.slot, slot);
         Event::Fetched { lease: id, result }
     }
 
     #[inline]
-    fn used(&self, id: UseId, kind: Kind, result: i32, flags: u32) -> Event {
-        let slot = self.slot(id.lease().slot);
+    fn used(&self, id: UseId, slot: &Slot, kind: Kind, result: i32, flags: u32) -> Event {
         let more = io_uring::cqueue::more(flags);
         if !more {
             if kind == Kind::UseRanges {
-                slot.ranging.set(false);
+                slot.unmark(is::RANGING);
             }
-            self.finish(slot);
-            self.settle(id.lease().slot);
+            slot.finish();
+            self.settle(id.lease().slot, slot);
         }
         if io_uring::cqueue::notif(flags) {
             Event::Returned { id }
@@ -497,36 +529,38 @@ impl Core {
     }
 
     #[inline]
-    fn released(&self, id: LeaseId, result: i32) -> Event {
-        let slot = self.slot(id.slot);
-        if !slot.releasing.replace(false) {
+    fn released(&self, id: LeaseId, slot: &Slot, result: i32) -> Event {
+        if !slot.is(is::RELEASING) {
             return self.stale();
         }
-        self.finish(slot);
+        slot.unmark(is::RELEASING);
+        slot.finish();
         // Cancelled: it never ran, and the buffer is still there. Any other error says that there
         // is nothing of ours in the slot.
-        slot.installed.set(Errno::check(result) == Err(Errno::CANCELED));
-        let again = slot.installed.get();
-        self.settle(id.slot);
+        let again = Errno::check(result) == Err(Errno::CANCELED);
+        if !again {
+            slot.unmark(is::INSTALLED);
+        }
+        self.settle(id.slot, slot);
         if again { Event::Pending } else { Event::Released { lease: id } }
     }
 
     #[inline]
-    fn chained(&self, id: LeaseId, kind: Kind, result: i32, flags: u32) -> Event {
-        let slot = self.slot(id.slot);
+    fn chained(&self, id: LeaseId, slot: &Slot, kind: Kind, result: i32, flags: u32) -> Event {
         if slot.phase.get() != Phase::Chained {
             return self.stale();
         }
         // Nearly always: all of it went through the pool, and this was the last word.
-        if (kind, flags, slot.engine.get()) == (Kind::ChainUse, 0, Engine::Copy)
-            && Errno::check(result) == Ok(slot.len.get())
+        if (kind, flags) == (Kind::ChainUse, 0)
+            && !slot.is_lent()
+            && result as u32 == slot.len.get()
         {
-            self.finish(slot);
-            self.settle(id.slot);
+            slot.finish();
+            self.settle(id.slot, slot);
             return Event::Chained { id, outcome: ChainOutcome::Done(slot.len.get()) };
         }
         let mut progress = slot.progress.get();
-        let lent = slot.engine.get() != Engine::Copy;
+        let lent = slot.is_lent();
         let done = match kind {
             // Posted only where it is not as asked. The copy engine's soft link stops here.
             Kind::ChainFetch => {
@@ -552,11 +586,11 @@ impl Core {
         }
         if progress.fetched.is_some_and(|result| self.falls_back(slot, result)) {
             slot.progress.set(Progress::new(progress.consumer));
-            self.enqueue(id.slot);
+            self.enqueue(id.slot, slot);
             return Event::Pending;
         }
-        self.finish(slot);
-        self.settle(id.slot);
+        slot.finish();
+        self.settle(id.slot, slot);
         Event::Chained { id, outcome: progress.outcome(slot.len.get()) }
     }
 
@@ -564,18 +598,19 @@ impl Core {
     #[cold]
     pub(super) fn retract(&self, user_data: u64, requeue: bool) {
         let id = UseId::of(user_data).lease();
+        let (slot, Some(kind)) = (self.slot(id.slot), Kind::of(user_data)) else { return };
         let cancelled = -Errno::CANCELED.raw();
-        match Kind::ALL[(user_data >> user_data::KIND_SHIFT) as usize & 7] {
+        match kind {
             // A release that was cancelled is sent again anyway.
             Kind::Release => {
-                self.released(id, cancelled);
+                self.released(id, slot, cancelled);
             }
-            _ if requeue => self.enqueue(id.slot),
+            _ if requeue => self.enqueue(id.slot, slot),
             Kind::Fetch => {
-                self.fetched(id, cancelled);
+                self.fetched(id, slot, cancelled);
             }
-            kind @ (Kind::Use | Kind::UseRanges) => {
-                self.used(UseId::of(user_data), kind, cancelled, 0);
+            Kind::Use | Kind::UseRanges => {
+                self.used(UseId::of(user_data), slot, kind, cancelled, 0);
             }
             Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease => {}
         }
@@ -584,11 +619,12 @@ impl Core {
     /// A chain was never pushed.
     #[cold]
     pub(super) fn retract_chain(&self, index: u16, requeue: bool) {
+        let slot = self.slot(index);
         if requeue {
-            return self.enqueue(index);
+            return self.enqueue(index, slot);
         }
-        self.finish(self.slot(index));
-        self.settle(index);
+        slot.finish();
+        self.settle(index, slot);
     }
 }
 
@@ -597,10 +633,9 @@ impl Core {
     /// The `Lease` is gone, however it went.
     #[inline]
     pub(crate) fn let_go(&self, index: u16) {
-        self.slot(index).held.set(false);
-        if self.slot(index).phase.get() != Phase::Fetching {
-            self.settle(index);
-        }
+        let slot = self.slot(index);
+        slot.unmark(is::HELD);
+        self.settle(index, slot);
     }
 
     /// What the fetch came to; `None` while it runs.
@@ -623,7 +658,7 @@ impl Core {
 
     pub(crate) fn uses(&self, index: u16) -> u32 {
         let slot = self.slot(index);
-        slot.inflight.get() - u32::from(slot.releasing.get())
+        slot.inflight.get() - u32::from(slot.is(is::RELEASING))
     }
 
     /// Whether a lease that was released has left its slot.
@@ -643,8 +678,9 @@ impl Core {
         if matches!(consumer, Consumer::SendZc { .. }) {
             self.features.need_send_zc()?;
         }
-        let entry = self.consumer_entry(index, self.piece(index, start, len), consumer);
-        Ok(self.counted(index, Kind::Use, entry))
+        let slot = self.slot(index);
+        let entry = self.consumer_entry(slot, self.piece(index, slot, start, len), consumer);
+        Ok(self.counted(index, slot, Kind::Use, entry))
     }
 
     pub(crate) fn use_ranges(
@@ -662,41 +698,40 @@ impl Core {
             ));
         }
         let slot = self.slot(index);
-        let lent = slot.engine.get() != Engine::Copy;
-        if slot.ranging.replace(true) {
+        if slot.is(is::RANGING) {
             return Err(Error::new(
                 ErrorKind::Busy,
                 "a lease takes one vectored write at a time: let the other one complete first",
             ));
         }
+        slot.mark(is::RANGING);
         let cell = &self.ranges[usize::from(index)];
         let mut vector = cell.get();
         let mut table = 0;
         for (place, (start, len)) in vector.iter_mut().zip(ranges) {
-            let piece = self.piece(index, start, len);
+            let piece = self.piece(index, slot, start, len);
             table = piece.index;
             *place =
                 libc::iovec { iov_base: piece.addr as *mut libc::c_void, iov_len: len as usize };
         }
         cell.set(vector);
-        // The array lives as long as the slots do, and `ranging` keeps it unchanged meanwhile.
-        let entry = if self.features.writev_fixed || lent {
+        // The array lives as long as the slots do, and the mark keeps it unchanged meanwhile.
+        let entry = if self.features.writev_fixed || slot.is_lent() {
             consume::writev(cell.as_ptr().cast(), count, table, sink, offset)
         } else {
             consume::writev_by_address(cell.as_ptr().cast(), count, sink, offset)
         };
-        Ok(self.counted(index, Kind::UseRanges, entry))
+        Ok(self.counted(index, slot, Kind::UseRanges, entry))
     }
 
     /// Counts a use and gives it its name.
     #[inline]
-    fn counted(&self, index: u16, kind: Kind, entry: Entry) -> Prepared<'_> {
-        let slot = self.slot(index);
+    fn counted(&self, index: u16, slot: &Slot, kind: Kind, entry: Entry) -> Prepared<'_> {
         let sequence = slot.sequence.get();
         slot.sequence.set(sequence.wrapping_add(1));
-        slot.inflight.set(slot.inflight.get() + 1);
+        slot.begin();
         let user_data =
-            self.user_data(kind, index) | u64::from(sequence) << user_data::SEQUENCE_SHIFT;
+            self.user_data(kind, index, slot) | u64::from(sequence) << user_data::SEQUENCE_SHIFT;
         Prepared::new(entry.user_data(user_data), self, false)
     }
 }
