@@ -9,7 +9,8 @@
 //! | the sink took fewer bytes | [`ShortUse`](ChainOutcome::ShortUse) | the first so many bytes |
 //! | the sink failed | [`UseFailed`](ChainOutcome::UseFailed) | nothing |
 //!
-//! In each case the slot is empty and free when the outcome is there. A chain cannot be taken
+//! In each case the slot is empty and free when the outcome is there (on a kernel that has no request
+//! which releases, and with [`replace`](crate::slots::Builder::replace): free). A chain cannot be taken
 //! apart: what it did not move is asked for again, by a chain of the right length or step by step.
 
 use crate::consume::{Consumer, SendFlags};

@@ -68,8 +68,14 @@ impl FromStr for Engine {
 /// A kernel that lends its own memory, and how to ask it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Lender {
-    Opcode { get_buf: u8, put_buf: u8 },
-    Module { device: Target },
+    /// `put_buf` is not there on a kernel that has only the RFC's request.
+    Opcode {
+        get_buf: u8,
+        put_buf: Option<u8>,
+    },
+    Module {
+        device: Target,
+    },
 }
 
 impl Lender {
@@ -85,30 +91,47 @@ impl Lender {
         matches!(self, Self::Opcode { .. })
     }
 
-    /// `index` is the slot's index in the ring's table.
-    pub(crate) fn fetch(self, source: Target, offset: u64, len: u32, index: u16) -> Entry {
+    /// `index` is the slot's index in the ring's table; `replace`: the slot may hold a lent buffer,
+    /// and this one takes its place.
+    #[inline]
+    pub(crate) fn fetch(
+        self,
+        source: Target,
+        offset: u64,
+        len: u32,
+        index: u16,
+        replace: bool,
+    ) -> Entry {
         match self {
             Self::Opcode { get_buf, .. } => {
-                GetBuf::new(get_buf, source, len, index).offset(offset).build()
+                let get = GetBuf::new(get_buf, source, len, index).offset(offset);
+                if replace { get.replace().build() } else { get.build() }
             }
             // A registered file is the device bound to its source; a descriptor is the source.
             Self::Module { device } => match source {
-                Target::Fd(fd) => opcode::module_fetch(device, fd, offset, len, index),
-                Target::Fixed(_) => opcode::module_fetch(
-                    source,
-                    uring_getbuf_sys::GETBUF_FD_BOUND,
-                    offset,
-                    len,
-                    index,
-                ),
+                Target::Fd(fd) => opcode::module_fetch(device, fd, offset, len, index, replace),
+                Target::Fixed(_) => {
+                    let bound = uring_getbuf_sys::GETBUF_FD_BOUND;
+                    opcode::module_fetch(source, bound, offset, len, index, replace)
+                }
             },
         }
     }
 
-    pub(crate) fn release(self, index: u16) -> Entry {
+    /// The request that empties a slot. `None`: there is none, and the slot is emptied by an
+    /// update of the table (`IORING_REGISTER_BUFFERS_UPDATE`).
+    #[inline]
+    pub(crate) fn release(self, index: u16) -> Option<Entry> {
         match self {
-            Self::Opcode { put_buf, .. } => PutBuf::new(put_buf, index).build(),
-            Self::Module { device } => opcode::module_release(device, index),
+            Self::Opcode { put_buf, .. } => {
+                put_buf.map(|put_buf| PutBuf::new(put_buf, index).build())
+            }
+            Self::Module { device } => Some(opcode::module_release(device, index)),
         }
+    }
+
+    /// Whether there is a request that releases.
+    pub(crate) const fn can_release(self) -> bool {
+        !matches!(self, Self::Opcode { put_buf: None, .. })
     }
 }

@@ -203,8 +203,10 @@ pub(crate) fn module_fetch(
     offset: u64,
     len: u32,
     slot: u16,
+    replace: bool,
 ) -> Entry {
-    command(device, sys::GETBUF_CMD_FETCH, 0, len, [header(source as u32, slot, 0), offset])
+    let flags = if replace { sys::GETBUF_FETCH_REPLACE as u8 } else { 0 };
+    command(device, sys::GETBUF_CMD_FETCH, 0, len, [header(source as u32, slot, flags), offset])
 }
 
 /// `GETBUF_CMD_RELEASE`.
@@ -260,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_command_carries_the_payload_of_the_header() {
-        let sqe = bytes(module_fetch(Target::Fd(5), 6, 77, 4096, 8));
+        let sqe = bytes(module_fetch(Target::Fd(5), 6, 77, 4096, 8, false));
         let want = sys::getbuf_cmd_fetch { fd: 6, slot: 8, flags: 0, version: 1, off: 77 };
         // SAFETY: plain data of 16 bytes without padding.
         let want = unsafe { mem::transmute::<sys::getbuf_cmd_fetch, [u8; 16]>(want) };

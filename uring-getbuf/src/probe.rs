@@ -92,7 +92,7 @@ impl Features {
 #[derive(Clone, Debug)]
 pub struct Support {
     kernel: String,
-    opcode: Result<(u8, u8), String>,
+    opcode: Result<(u8, Option<u8>), String>,
     module: Result<(), String>,
     copy: Result<(), String>,
     claimed_ops: u8,
@@ -198,10 +198,11 @@ impl Support {
         self.opcode.as_ref().ok().map(|(get_buf, _)| *get_buf)
     }
 
-    /// The number that this kernel gives to `PUT_BUF`.
+    /// The number that this kernel gives to `PUT_BUF`, if it has one: the RFC's has not, and
+    /// slots are emptied by updates of the table there.
     #[must_use]
     pub fn put_buf_opcode(&self) -> Option<u8> {
-        self.opcode.as_ref().ok().map(|(_, put_buf)| *put_buf)
+        self.opcode.as_ref().ok().and_then(|(_, put_buf)| *put_buf)
     }
 
     /// How many opcodes `IORING_REGISTER_PROBE` claims. It says nothing about what they are.
@@ -292,7 +293,7 @@ fn find_get_buf(
     release: Release,
     claimed: u8,
     kernel: &str,
-) -> Result<(u8, u8), String> {
+) -> Result<(u8, Option<u8>), String> {
     let source = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| format!("eventfd: {errno}"))?;
     let answers = |ring: &mut IoUring, number: u8| {
         let entry = GetBuf::new(number, Fd(source.as_raw_fd()), 1, 0).build();
@@ -324,13 +325,7 @@ fn find_get_buf(
         ));
     };
     let put_buf = sys::put_buf_after(get_buf);
-    if can_release(ring, get_buf, put_buf) {
-        return Ok((get_buf, put_buf));
-    }
-    Err(format!(
-        "Linux {kernel} has the RFC's GET_BUF ({get_buf}) but no PUT_BUF to release with; this \
-         project's patches have both, see kernel/patches"
-    ))
+    Ok((get_buf, can_release(ring, get_buf, put_buf).then_some(put_buf)))
 }
 
 /// Whether `put_buf` empties a slot that `get_buf` has filled. Both happen on a ring and a file of

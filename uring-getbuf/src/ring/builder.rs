@@ -41,6 +41,7 @@ pub struct Builder {
     engine: Option<Engine>,
     setup: Setup,
     entries: Option<u32>,
+    replace: bool,
 }
 
 impl Default for Builder {
@@ -52,6 +53,7 @@ impl Default for Builder {
             engine: None,
             setup: Setup::default(),
             entries: None,
+            replace: false,
         }
     }
 }
@@ -93,6 +95,13 @@ impl Builder {
         self
     }
 
+    /// Has slots of kernel memory replaced rather than emptied, where the kernel can; see
+    /// [`slots::Builder::replace`](crate::slots::Builder::replace) for what it costs. Default no.
+    pub fn replace(mut self, yes: bool) -> Self {
+        self.replace = yes;
+        self
+    }
+
     /// Makes the ring.
     ///
     /// # Errors
@@ -114,8 +123,11 @@ impl Builder {
         let pool_index = match engine {
             Engine::Copy => 0,
             Engine::Opcode => {
-                let numbers = support.get_buf_opcode().zip(support.put_buf_opcode());
-                let (get_buf, put_buf) = numbers.expect("the engine works, so it has numbers");
+                let get_buf =
+                    support.get_buf_opcode().expect("the engine works, so it has a number");
+                let put_buf = support.put_buf_opcode();
+                // What replaces is newer than what releases.
+                slots = slots.replace(self.replace && put_buf.is_some());
                 slots = slots.opcode(get_buf, put_buf, 0, self.slots);
                 self.slots
             }

@@ -14,7 +14,7 @@ use crate::consume::{Consumer, SendFlags};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::lease::{Installed, Lease, State};
 use crate::opcode::Target;
-use crate::slots::{Event, LeaseId, Prepared, UseId, driver_request, driver_user_data};
+use crate::slots::{Event, LeaseId, Outgoing, Prepared, UseId, driver_request, driver_user_data};
 
 /// Requests of the driver itself.
 const POLL: u8 = 0;
@@ -192,12 +192,33 @@ impl Ring {
         while self.slots.has_requests() {
             self.make_room(3)?;
             let Some(outgoing) = self.slots.next_request() else { break };
+            let outgoing = match outgoing {
+                Outgoing::Clear(clear) => {
+                    self.clear(u32::from(clear.index()))?;
+                    clear.done();
+                    continue;
+                }
+                outgoing => outgoing,
+            };
             // SAFETY: as in `chain`. The files are those of the first attempt, and still counted.
             if unsafe { outgoing.push(&mut self.uring.submission()) }.is_err() {
                 return Err(queue_full());
             }
         }
         Ok(())
+    }
+
+    /// Empties a slot by an update of the table.
+    fn clear(&self, index: u32) -> Result<()> {
+        let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        // SAFETY: a null vector names no memory.
+        match unsafe { self.uring.submitter().register_buffers_update(index, &[none], None) } {
+            // Somebody has unregistered the whole table: then the slot is empty.
+            Err(error) if error.raw_os_error() != Some(libc::ENXIO) => {
+                Err(Error::io(ErrorKind::Ring, &error, "emptying a slot"))
+            }
+            _ => Ok(()),
+        }
     }
 
     #[inline]

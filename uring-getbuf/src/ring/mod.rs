@@ -235,6 +235,12 @@ impl Ring {
         drop(lease.release());
     }
 
+    /// Has what replaced slots still hold released with the next submission; see
+    /// [`Builder::replace`].
+    pub fn trim(&mut self) {
+        self.slots.trim();
+    }
+
     /// Queues a [`Chain`](crate::chain::Chain) that ends in a write to `sink_offset` of `sink`.
     ///
     /// # Errors

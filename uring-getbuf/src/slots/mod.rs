@@ -45,10 +45,11 @@ use crate::probe::{Features, Support};
 
 pub use event::{Event, Stats};
 pub use ident::{LeaseId, UseId};
-pub use prepared::{Outgoing, Prepared, PreparedChain};
+pub use prepared::{Clear, Outgoing, Prepared, PreparedChain};
 
 pub(crate) use ident::{driver_request, driver_user_data};
 pub(crate) use table::Core;
+use table::Lending;
 
 /// Most slots that a table can have (`IORING_MAX_REG_BUFFERS`).
 pub const MAX_SLOTS: u16 = 1 << 14;
@@ -66,7 +67,8 @@ pub struct Slots {
 #[derive(Debug)]
 #[must_use]
 pub struct Builder {
-    lender: Option<(Lender, u16, u16)>,
+    lending: Option<(Lending, u16)>,
+    replace: bool,
     pool: Option<(Pool, u16)>,
     features: Features,
     tag: u8,
@@ -80,15 +82,28 @@ impl Builder {
     }
 
     /// `count` slots from `first` of the ring's table for leases of kernel memory through the
-    /// requests with these opcodes.
-    pub fn opcode(mut self, get_buf: u8, put_buf: u8, first: u16, count: u16) -> Self {
-        self.lender = Some((Lender::Opcode { get_buf, put_buf }, first, count));
-        self
+    /// requests with these opcodes. Without `PUT_BUF` slots are emptied by updates of the table,
+    /// see [`Outgoing::Clear`].
+    pub fn opcode(self, get_buf: u8, put_buf: Option<u8>, first: u16, count: u16) -> Self {
+        self.lending(Lender::Opcode { get_buf, put_buf }, first, count)
     }
 
     /// The same through `/dev/getbuf`, which `device` names.
-    pub fn module(mut self, device: impl Into<Target>, first: u16, count: u16) -> Self {
-        self.lender = Some((Lender::Module { device: device.into() }, first, count));
+    pub fn module(self, device: impl Into<Target>, first: u16, count: u16) -> Self {
+        self.lending(Lender::Module { device: device.into() }, first, count)
+    }
+
+    /// Does not empty a slot of kernel memory when its lease is released: the next fetch into it
+    /// replaces what is there (`IORING_GET_BUF_REPLACE`), which saves a request for each lease.
+    /// The price: what the last leases held stays pinned, and its file busy, until slots are used
+    /// again, [trimmed](Slots::trim), or the ring is closed.
+    pub fn replace(mut self, yes: bool) -> Self {
+        self.replace = yes;
+        self
+    }
+
+    fn lending(mut self, lender: Lender, first: u16, count: u16) -> Self {
+        self.lending = Some((Lending { lender, first, replace: false }, count));
         self
     }
 
@@ -108,23 +123,23 @@ impl Builder {
     pub fn build(self) -> Result<Slots> {
         let invalid = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
         let blocks = self.pool.as_ref().map(|(pool, _)| pool.blocks());
-        let count = match (self.lender, blocks) {
+        let count = match (self.lending, blocks) {
             (None, None) => {
                 return invalid("slots need a pool or an engine that lends memory".into());
             }
             (None, Some(blocks)) => blocks,
-            (Some((_, _, count)), Some(blocks)) if blocks < count => {
+            (Some((_, count)), Some(blocks)) if blocks < count => {
                 return invalid(format!(
                     "a pool of {blocks} blocks cannot stand in for {count} slots"
                 ));
             }
-            (Some((_, _, count)), _) => count,
+            (Some((_, count)), _) => count,
         };
         if count == 0 || count > MAX_SLOTS {
             return invalid(format!("{count} slots: there can be 1 to {MAX_SLOTS}"));
         }
-        let lender = self.lender.map(|(lender, first, _)| (lender, first));
-        let core = Core::new(count, lender, self.pool, self.features, self.tag);
+        let lending = self.lending.map(|(lending, _)| Lending { replace: self.replace, ..lending });
+        let core = Core::new(count, lending, self.pool, self.features, self.tag);
         Ok(Slots { core: Rc::new(core) })
     }
 }
@@ -132,7 +147,13 @@ impl Builder {
 impl Slots {
     /// Starts with what the running kernel can do.
     pub fn builder(support: &Support) -> Builder {
-        Builder { lender: None, pool: None, features: support.features(), tag: DEFAULT_TAG }
+        Builder {
+            lending: None,
+            replace: false,
+            pool: None,
+            features: support.features(),
+            tag: DEFAULT_TAG,
+        }
     }
 
     /// Reserves a slot and prepares the fetch of `len` bytes at `offset` of `source`
@@ -193,6 +214,11 @@ impl Slots {
     #[must_use]
     pub fn has_requests(&self) -> bool {
         self.core.has_requests()
+    }
+
+    /// Has what replaced slots still hold released; see [`Builder::replace`].
+    pub fn trim(&self) {
+        self.core.trim();
     }
 
     /// How many slots there are.

@@ -6,6 +6,7 @@ use std::mem;
 
 use io_uring::squeue::{Entry, Flags, SubmissionQueue};
 
+use super::event::Event;
 use super::ident::{UseId, user_data};
 use super::table::Core;
 
@@ -166,6 +167,41 @@ impl fmt::Debug for PreparedChain<'_> {
     }
 }
 
+/// A slot that is emptied by an update of the ring's table, because the kernel has no request that
+/// releases (the RFC's has not). Dropping it puts it back among what has to be done.
+#[must_use = "the slot is not emptied yet"]
+#[derive(Debug)]
+pub struct Clear<'a> {
+    core: &'a Core,
+    index: u16,
+    user_data: u64,
+}
+
+impl<'a> Clear<'a> {
+    pub(super) fn new(core: &'a Core, index: u16, user_data: u64) -> Self {
+        Self { core, index, user_data }
+    }
+
+    /// The index in the ring's table that has to be updated with a null vector.
+    #[must_use]
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Says that the update was made.
+    pub fn done(self) -> Event {
+        let event = self.core.complete(self.user_data, 0, 0);
+        mem::forget(self);
+        event
+    }
+}
+
+impl Drop for Clear<'_> {
+    fn drop(&mut self) {
+        self.core.retract(self.user_data, true);
+    }
+}
+
 /// What the slots need sent.
 #[derive(Debug)]
 #[must_use]
@@ -174,10 +210,12 @@ pub enum Outgoing<'a> {
     Request(Prepared<'a>),
     /// The requests of a chain.
     Chain(PreparedChain<'a>),
+    /// No request, but an update of the ring's table.
+    Clear(Clear<'a>),
 }
 
 impl Outgoing<'_> {
-    /// Pushes it, or keeps it for later.
+    /// Pushes it.
     ///
     /// # Safety
     ///
@@ -185,7 +223,8 @@ impl Outgoing<'_> {
     ///
     /// # Errors
     ///
-    /// Itself, if the queue is full. Dropping it puts it back among what has to be sent.
+    /// Itself, if the queue is full or it is a [`Clear`]. Dropping it puts it back among what has
+    /// to be sent.
     pub unsafe fn push(self, queue: &mut SubmissionQueue<'_>) -> Result<(), Self> {
         match self {
             // SAFETY: the caller's promise.
@@ -195,6 +234,7 @@ impl Outgoing<'_> {
             },
             // SAFETY: the caller's promise.
             Self::Chain(chain) => unsafe { chain.push(queue) }.map_err(Self::Chain),
+            Self::Clear(clear) => Err(Self::Clear(clear)),
         }
     }
 }

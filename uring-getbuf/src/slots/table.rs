@@ -9,7 +9,7 @@ use io_uring::squeue::{Entry, Flags};
 
 use super::event::{Event, Stats};
 use super::ident::{DRIVER_KINDS, Kind, LeaseId, UseId, user_data};
-use super::prepared::{Outgoing, Prepared, PreparedChain};
+use super::prepared::{Clear, Outgoing, Prepared, PreparedChain};
 use crate::chain::{Chain, ChainOutcome, Progress};
 use crate::consume::{self, Consumer, MAX_RANGES, Piece, SendFlags, on};
 use crate::engine::{Engine, Lender};
@@ -42,6 +42,8 @@ mod is {
     pub(super) const RELEASING: u8 = 8;
     /// Its array of ranges is in use.
     pub(super) const RANGING: u8 = 16;
+    /// The kernel still holds the buffer of a lease that is over, to be replaced by the next one.
+    pub(super) const LEFT: u8 = 32;
 }
 
 /// One slot. Plain cells: the table is never shared between threads.
@@ -120,12 +122,22 @@ impl Slot {
     }
 }
 
+/// An engine that lends kernel memory, and its part of the ring's table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lending {
+    pub(super) lender: Lender,
+    /// The table's index of slot 0.
+    pub(super) first: u16,
+    /// A released slot is not emptied: the next fetch replaces what is in it.
+    pub(super) replace: bool,
+}
+
 /// The state that slots, leases and prepared requests share.
 pub(crate) struct Core {
     slots: Box<[Slot]>,
     /// One array of ranges per slot, for vectored writes.
     ranges: Box<[Cell<[libc::iovec; MAX_RANGES]>]>,
-    lender: Option<(Lender, u16)>,
+    lending: Option<Lending>,
     pool: Option<(Pool, u16)>,
     features: Features,
     /// Who serves a fetch at first.
@@ -142,12 +154,25 @@ pub(crate) struct Core {
     stale: Cell<u64>,
 }
 
+impl Lending {
+    #[inline]
+    fn fetch(&self, index: u16, slot: &Slot, source: Target, offset: u64, len: u32) -> Entry {
+        self.lender.fetch(source, offset, len, self.first + index, slot.is(is::LEFT))
+    }
+
+    /// Whether a chain ends with the release of its slot.
+    #[inline]
+    fn chain_releases(&self) -> bool {
+        !self.replace && self.lender.can_release()
+    }
+}
+
 impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Core")
             .field("slots", &self.slots.len())
             .field("free", &self.free_count.get())
-            .field("lender", &self.lender)
+            .field("lending", &self.lending)
             .field("pool", &self.pool)
             .finish_non_exhaustive()
     }
@@ -156,7 +181,7 @@ impl fmt::Debug for Core {
 impl Core {
     pub(super) fn new(
         count: u16,
-        lender: Option<(Lender, u16)>,
+        lending: Option<Lending>,
         pool: Option<(Pool, u16)>,
         features: Features,
         tag: u8,
@@ -167,9 +192,9 @@ impl Core {
                 .map(|next| Slot::new(if next < count { next } else { NIL }))
                 .collect(),
             ranges: (0..count).map(|_| Cell::new([no_range; MAX_RANGES])).collect(),
-            engine: lender.map_or(Engine::Copy, |(lender, _)| lender.engine()),
+            engine: lending.map_or(Engine::Copy, |lending| lending.lender.engine()),
             max_fetch: pool.as_ref().map_or(i32::MAX as u32, |(pool, _)| pool.block_size()),
-            lender,
+            lending,
             pool,
             features,
             tag: u64::from(tag) << user_data::TAG_SHIFT,
@@ -298,8 +323,13 @@ impl Core {
             return;
         }
         if slot.is(is::INSTALLED) {
-            self.enqueue(index, slot);
-        } else if slot.inflight.get() == 0 {
+            if !self.lending.is_some_and(|lending| lending.replace) {
+                return self.enqueue(index, slot);
+            }
+            slot.unmark(is::INSTALLED);
+            slot.mark(is::LEFT);
+        }
+        if slot.inflight.get() == 0 {
             debug_assert_ne!(slot.phase.get(), Phase::Free, "slot {index} is freed twice");
             slot.phase.set(Phase::Free);
             slot.generation.set((slot.generation.get() + 1) & user_data::GENERATION as u16);
@@ -344,24 +374,46 @@ impl Core {
             _ => {
                 slot.mark(is::RELEASING);
                 slot.begin();
-                let (lender, first) = self.lender.expect("only a lender installs buffers");
-                let entry = lender.release(first + index).user_data(self.user_data(
-                    Kind::Release,
-                    index,
-                    slot,
-                ));
-                Outgoing::Request(Prepared::new(entry, self, true))
+                let Lending { lender, first, .. } =
+                    self.lending.expect("only a lender installs buffers");
+                let user_data = self.user_data(Kind::Release, index, slot);
+                match lender.release(first + index) {
+                    Some(entry) => {
+                        Outgoing::Request(Prepared::new(entry.user_data(user_data), self, true))
+                    }
+                    None => Outgoing::Clear(Clear::new(self, first + index, user_data)),
+                }
             }
         })
+    }
+
+    /// Sends away what replaced slots still hold.
+    pub(super) fn trim(&self) {
+        self.free.set(NIL);
+        self.free_count.set(0);
+        for (index, slot) in (0..).zip(&self.slots) {
+            if slot.phase.get() != Phase::Free {
+                continue;
+            }
+            // Out of the free list, which is built anew.
+            slot.phase.set(Phase::Ready);
+            if slot.is(is::LEFT) {
+                slot.unmark(is::LEFT);
+                slot.mark(is::INSTALLED);
+                self.enqueue(index, slot);
+            } else {
+                self.settle(index, slot);
+            }
+        }
     }
 
     /// The request that fetches, by whoever serves this slot now.
     #[inline]
     fn fetch_entry(&self, index: u16, slot: &Slot, source: Target, offset: u64) -> Entry {
         let (len, user_data) = (slot.len.get(), self.user_data(Kind::Fetch, index, slot));
-        if let (Some((lender, first)), true) = (self.lender, slot.is_lent()) {
+        if let (Some(lending), true) = (self.lending, slot.is_lent()) {
             slot.source.set((source, offset));
-            return lender.fetch(source, offset, len, first + index).user_data(user_data);
+            return lending.fetch(index, slot, source, offset, len).user_data(user_data);
         }
         self.read_entry(index, source, offset, len).user_data(user_data)
     }
@@ -375,11 +427,13 @@ impl Core {
     /// Bytes `start..start + len` of a slot, as the engine that serves it names them.
     #[inline]
     fn piece(&self, index: u16, slot: &Slot, start: u32, len: u32) -> Piece {
-        match (&self.pool, self.lender) {
+        match (&self.pool, self.lending) {
             (Some((pool, table)), _) if !slot.is_lent() => {
                 Piece { addr: pool.block(index) as u64 + u64::from(start), len, index: *table }
             }
-            (_, Some((_, first))) => Piece { addr: u64::from(start), len, index: first + index },
+            (_, Some(Lending { first, .. })) => {
+                Piece { addr: u64::from(start), len, index: first + index }
+            }
             _ => unreachable!("slots have a pool or a lender"),
         }
     }
@@ -403,17 +457,24 @@ impl Core {
         }
     }
 
+    /// Whether the chain in a slot ends with its release.
+    #[inline]
+    fn chain_releases(&self, slot: &Slot) -> bool {
+        slot.is_lent() && self.lending.is_some_and(|lending| lending.chain_releases())
+    }
+
     /// How many requests a chain has, by whoever serves its slot now.
     #[inline]
     pub(super) fn chain_len(&self, index: u16) -> usize {
-        if self.slot(index).is_lent() { 3 } else { 2 }
+        if self.chain_releases(self.slot(index)) { 3 } else { 2 }
     }
 
     /// The linked requests of a chain, in their order.
     ///
-    /// With the copy engine the links are soft: a read that comes back short must not be followed
-    /// by a write of what an earlier lease left in the block. With kernel memory the slot holds
-    /// exactly what was fetched, and hard links make sure that it is emptied.
+    /// Where the chain ends with the release, the links are hard, so that the slot is emptied in
+    /// every case; it holds exactly what was fetched. Otherwise they are soft: a fetch that fails
+    /// or comes back short must not be followed by a consumer of what an earlier lease left in the
+    /// block or in the slot.
     #[inline]
     pub(super) fn chain_requests(&self, index: u16, mut request: impl FnMut(Entry)) {
         let slot = self.slot(index);
@@ -423,26 +484,30 @@ impl Core {
         let consume = self
             .consumer_entry(slot, self.piece(index, slot, 0, len), consumer)
             .user_data(self.user_data(Kind::ChainUse, index, slot));
-        let fetch_data = self.user_data(Kind::ChainFetch, index, slot);
-        match self.lender {
-            Some((lender, first)) if slot.is_lent() => {
-                let hard = Flags::IO_HARDLINK;
-                // The kernel refuses to skip the completions of SEND_ZC.
-                let skip = match consumer {
-                    Consumer::SendZc { .. } => Flags::empty(),
-                    _ => Flags::SKIP_SUCCESS,
-                };
-                let fetch = lender.fetch(source, offset, len, first + index);
-                request(fetch.user_data(fetch_data).flags(hard | Flags::SKIP_SUCCESS));
-                request(consume.flags(hard | skip));
-                let release = lender.release(first + index);
-                request(release.user_data(self.user_data(Kind::ChainRelease, index, slot)));
-            }
-            _ => {
-                let fetch = self.read_entry(index, source, offset, len).user_data(fetch_data);
-                request(fetch.flags(Flags::IO_LINK | Flags::SKIP_SUCCESS));
-                request(consume);
-            }
+        let fetch = match self.lending {
+            Some(lending) if slot.is_lent() => lending.fetch(index, slot, source, offset, len),
+            _ => self.read_entry(index, source, offset, len),
+        };
+        let fetch = fetch
+            .user_data(self.user_data(Kind::ChainFetch, index, slot))
+            .flags(Flags::SKIP_SUCCESS);
+        let release = self
+            .lending
+            .filter(|_| self.chain_releases(slot))
+            .and_then(|Lending { lender, first, .. }| lender.release(first + index));
+        if let Some(release) = release {
+            let hard = Flags::IO_HARDLINK;
+            // The kernel refuses to skip the completions of SEND_ZC.
+            let skip = match consumer {
+                Consumer::SendZc { .. } => Flags::empty(),
+                _ => Flags::SKIP_SUCCESS,
+            };
+            request(fetch.flags(hard));
+            request(consume.flags(hard | skip));
+            request(release.user_data(self.user_data(Kind::ChainRelease, index, slot)));
+        } else {
+            request(fetch.flags(Flags::IO_LINK));
+            request(consume);
         }
     }
 
@@ -485,6 +550,16 @@ impl Core {
         again
     }
 
+    /// A fetch of so many bytes has succeeded.
+    #[inline]
+    fn installed(&self, slot: &Slot, len: u32) {
+        let lending = self.lending.filter(|_| slot.is_lent());
+        if lending.is_some_and(|lending| len != 0 || lending.lender.installs_empty()) {
+            slot.unmark(is::LEFT);
+            slot.mark(is::INSTALLED);
+        }
+    }
+
     #[inline]
     fn fetched(&self, id: LeaseId, slot: &Slot, result: i32) -> Event {
         if slot.phase.get() != Phase::Fetching {
@@ -500,10 +575,7 @@ impl Core {
             Ok(len) => {
                 slot.phase.set(Phase::Ready);
                 slot.len.set(len);
-                let lent = self.lender.filter(|_| slot.is_lent());
-                if lent.is_some_and(|(lender, _)| len != 0 || lender.installs_empty()) {
-                    slot.mark(is::INSTALLED);
-                }
+                self.installed(slot, len);
             }
             Err(errno) => slot.phase.set(Phase::Failed(errno)),
         }
@@ -550,22 +622,20 @@ impl Core {
         if slot.phase.get() != Phase::Chained {
             return self.stale();
         }
-        // Nearly always: all of it went through the pool, and this was the last word.
-        if (kind, flags) == (Kind::ChainUse, 0)
-            && !slot.is_lent()
-            && result as u32 == slot.len.get()
-        {
+        let releases = self.chain_releases(slot);
+        // Nearly always: all of it went through, and this was the last word.
+        if (kind, flags) == (Kind::ChainUse, 0) && !releases && result as u32 == slot.len.get() {
+            self.installed(slot, slot.len.get());
             slot.finish();
             self.settle(id.slot, slot);
             return Event::Chained { id, outcome: ChainOutcome::Done(slot.len.get()) };
         }
         let mut progress = slot.progress.get();
-        let lent = slot.is_lent();
         let done = match kind {
-            // Posted only where it is not as asked. The copy engine's soft link stops here.
+            // Posted only where it is not as asked. A soft link stops here.
             Kind::ChainFetch => {
                 progress.fetched = Some(result);
-                !lent
+                !releases
             }
             Kind::ChainUse => {
                 let (more, notif) = (io_uring::cqueue::more(flags), io_uring::cqueue::notif(flags));
@@ -573,7 +643,7 @@ impl Core {
                 if !notif {
                     progress.used = Some(result);
                 }
-                !more && (!lent || progress.released)
+                !more && (!releases || progress.released)
             }
             _ => {
                 progress.released = true;
@@ -588,6 +658,10 @@ impl Core {
             slot.progress.set(Progress::new(progress.consumer));
             self.enqueue(id.slot, slot);
             return Event::Pending;
+        }
+        let fetched = progress.fetched.map_or(Ok(slot.len.get()), Errno::check);
+        if let (Ok(len), false) = (fetched, releases) {
+            self.installed(slot, len);
         }
         slot.finish();
         self.settle(id.slot, slot);
