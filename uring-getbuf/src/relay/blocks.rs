@@ -45,7 +45,11 @@ pub(super) fn run(
     };
     let mut cancelled = false;
     loop {
-        while flow.error.is_none() && blocks.in_flight < relay.depth {
+        if ring.free() == 0 {
+            // Slots of chains that are over may still have to be emptied.
+            ring.flush()?;
+        }
+        while flow.error.is_none() && blocks.in_flight < relay.depth && ring.free() > 0 {
             let Some(block) = blocks.take(relay.block_size) else { break };
             blocks.start(relay, ring, files, block)?;
         }

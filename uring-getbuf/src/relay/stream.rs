@@ -117,8 +117,12 @@ impl Stream<'_, '_> {
                 return self.abandon();
             }
             self.consume()?;
+            if self.ring.free() == 0 {
+                // Slots of leases that are over may still have to be emptied.
+                self.ring.flush()?;
+            }
             self.fetch()?;
-            if self.idle() && self.unreturned == 0 {
+            if self.idle() && self.unreturned == 0 && self.next >= self.end {
                 // A file that has grown meanwhile has more.
                 if self.source.size.is_none() || self.end != told {
                     return Ok(());
