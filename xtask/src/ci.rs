@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What has to hold before a change is taken: each step runs, whatever the others came to.
+
+use anyhow::Result;
+
+use crate::command::{cargo, run};
+use crate::totals::Totals;
+use crate::{check, packages, test};
+
+pub(crate) fn run_all() -> Result<Totals> {
+    packages::setup(packages::ALL)?;
+    let mut totals = Totals::default();
+    totals.check("format", || run(&mut cargo(&["fmt", "--all", "--check"])));
+    totals.check("lints", || {
+        let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--locked"];
+        run(cargo(&clippy).args(["--", "--deny", "warnings"]))
+    });
+    totals.check("documents", || {
+        let mut doc = cargo(&["doc", "--quiet", "--no-deps", "--workspace", "--locked"]);
+        run(doc.env("RUSTDOCFLAGS", "--deny warnings"))
+    });
+    totals.check("generated files", || check::codegen(true));
+    totals.check("licences", check::licences);
+    totals.add(test::all()?);
+    Ok(totals)
+}
