@@ -14,6 +14,7 @@
 //! apart: what it did not move is asked for again, by a chain of the right length or step by step.
 
 use crate::consume::{Consumer, SendFlags};
+use crate::engine::Source;
 use crate::error::Errno;
 use crate::opcode::Target;
 
@@ -22,7 +23,7 @@ use crate::opcode::Target;
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Chain {
-    pub(crate) source: Target,
+    pub(crate) source: Source,
     pub(crate) offset: u64,
     pub(crate) len: u32,
     pub(crate) consumer: Consumer,
@@ -30,7 +31,7 @@ pub struct Chain {
 
 impl Chain {
     /// Moves `len` bytes at `offset` of `source` to `consumer`.
-    pub fn new(source: impl Into<Target>, offset: u64, len: u32, consumer: Consumer) -> Self {
+    pub fn new(source: impl Into<Source>, offset: u64, len: u32, consumer: Consumer) -> Self {
         Self { source: source.into(), offset, len, consumer }
     }
 }

@@ -65,6 +65,59 @@ impl FromStr for Engine {
     }
 }
 
+/// What a fetch reads from: the file, and the name under which a lender knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    file: Target,
+    lent: Lent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lent {
+    /// As the file itself, where the engine can.
+    Itself,
+    /// As a descriptor of `/dev/getbuf` that is bound to it.
+    Bound(Target),
+    /// It cannot lend its memory.
+    Never,
+}
+
+impl Source {
+    /// A file for which `bound` is a descriptor that `GETBUF_CMD_BIND` made. The module engine
+    /// needs it where the file is a registered one, which has no number that the module could look
+    /// up; without it such a file is read into the pool.
+    #[must_use]
+    pub fn bound(file: impl Into<Target>, bound: impl Into<Target>) -> Self {
+        Self { file: file.into(), lent: Lent::Bound(bound.into()) }
+    }
+
+    /// A file that is always read into the pool.
+    #[must_use]
+    pub fn copied(file: impl Into<Target>) -> Self {
+        Self { file: file.into(), lent: Lent::Never }
+    }
+
+    pub(crate) const fn file(self) -> Target {
+        self.file
+    }
+
+    /// What a request of the lender names, if it can lend this file at all.
+    #[inline]
+    pub(crate) const fn lent_by(self, lender: Lender) -> Option<Target> {
+        match (lender, self.lent, self.file) {
+            (_, Lent::Never, _) | (Lender::Module { .. }, Lent::Itself, Target::Fixed(_)) => None,
+            (Lender::Opcode { .. }, _, file) | (_, Lent::Itself, file) => Some(file),
+            (_, Lent::Bound(bound), _) => Some(bound),
+        }
+    }
+}
+
+impl<T: Into<Target>> From<T> for Source {
+    fn from(file: T) -> Self {
+        Self { file: file.into(), lent: Lent::Itself }
+    }
+}
+
 /// A kernel that lends its own memory, and how to ask it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Lender {
@@ -107,7 +160,7 @@ impl Lender {
                 let get = GetBuf::new(get_buf, source, len, index).offset(offset);
                 if replace { get.replace().build() } else { get.build() }
             }
-            // A registered file is the device bound to its source; a descriptor is the source.
+            // See `Source`: a registered file is the device bound to it, a descriptor the file.
             Self::Module { device } => match source {
                 Target::Fd(fd) => opcode::module_fetch(device, fd, offset, len, index, replace),
                 Target::Fixed(_) => {

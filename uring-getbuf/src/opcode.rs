@@ -214,6 +214,11 @@ pub(crate) fn module_release(device: Target, slot: u16) -> Entry {
     command(device, sys::GETBUF_CMD_RELEASE, 0, 0, [header(0, slot, 0), 0])
 }
 
+/// `GETBUF_CMD_BIND`.
+pub(crate) fn module_bind(device: Target, source: RawFd) -> Entry {
+    command(device, sys::GETBUF_CMD_BIND, 0, 0, [header(source as u32, 0, 0), 0])
+}
+
 /// `GETBUF_CMD_QUERY`. `answer` must stay valid until the request has completed.
 pub(crate) fn module_query(device: Target, answer: *mut sys::getbuf_query) -> Entry {
     let len = size_of::<sys::getbuf_query>() as u32;

@@ -14,7 +14,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use io_uring::squeue::Entry;
 use io_uring::types::Fd;
@@ -93,7 +93,7 @@ impl Features {
 pub struct Support {
     kernel: String,
     opcode: Result<(u8, Option<u8>), String>,
-    module: Result<(), String>,
+    module: Result<u64, String>,
     copy: Result<(), String>,
     claimed_ops: u8,
     features: Features,
@@ -162,7 +162,7 @@ impl Support {
     pub fn engine(&self, engine: Engine) -> Result<(), &str> {
         match engine {
             Engine::Opcode => self.opcode.as_ref().map(|_| ()),
-            Engine::Module => self.module.as_ref().copied(),
+            Engine::Module => self.module.as_ref().map(|_| ()),
             Engine::Copy => self.copy.as_ref().copied(),
         }
         .map_err(String::as_str)
@@ -203,6 +203,12 @@ impl Support {
     #[must_use]
     pub fn put_buf_opcode(&self) -> Option<u8> {
         self.opcode.as_ref().ok().and_then(|(_, put_buf)| *put_buf)
+    }
+
+    /// Whether the module replaces what is in a slot.
+    pub(crate) fn module_replaces(&self) -> bool {
+        let features = self.module.as_ref().copied().unwrap_or(0);
+        features & u64::from(sys::GETBUF_FEAT_REPLACE) != 0
     }
 
     /// How many opcodes `IORING_REGISTER_PROBE` claims. It says nothing about what they are.
@@ -345,9 +351,14 @@ fn can_release(ring: &mut IoUring, get_buf: u8, put_buf: u8) -> bool {
     answers == [Some(1), Some(0), Some(-libc::EINVAL)]
 }
 
-fn find_module(ring: &mut IoUring, release: Release, kernel: &str) -> Result<(), String> {
-    const DEVICE: &str = "/dev/getbuf";
-    let device = match rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+const DEVICE: &str = "/dev/getbuf";
+
+pub(crate) fn open_device() -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn find_module(ring: &mut IoUring, release: Release, kernel: &str) -> Result<u64, String> {
+    let device = match open_device() {
         Ok(device) => device,
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NXIO | rustix::io::Errno::NODEV) => {
             return Err(if release >= Release(7, 3) {
@@ -361,12 +372,15 @@ fn find_module(ring: &mut IoUring, release: Release, kernel: &str) -> Result<(),
     let mut query = sys::getbuf_query::default();
     let entry = opcode::module_query(Target::Fd(device.as_fd().as_raw_fd()), &raw mut query);
     match result_of(ring, &entry).map(Errno::check) {
-        Some(Ok(_)) if query.version == sys::GETBUF_ABI_VERSION => {
-            Err(format!("{DEVICE} answers, but this version of the library does not use it yet"))
+        Some(Ok(_)) if query.version >= sys::GETBUF_ABI_VERSION => {
+            if query.features & u64::from(sys::GETBUF_FEAT_BIND) != 0 {
+                return Ok(query.features);
+            }
+            Err(format!("{DEVICE} cannot bind sources, which this library needs: update getbuf.ko"))
         }
         Some(Ok(_)) => Err(format!(
-            "{DEVICE} speaks version {} of its interface and this library version {}: bring the \
-             older one up to date",
+            "{DEVICE} speaks version {} of its interface and this library version {}: update \
+             getbuf.ko",
             query.version,
             sys::GETBUF_ABI_VERSION
         )),

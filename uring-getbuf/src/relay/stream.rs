@@ -151,10 +151,15 @@ impl Stream<'_, '_> {
 
     /// Brings what is in flight to its end, so that nothing of it is left on the ring.
     fn abandon(mut self) -> Result<()> {
-        self.files.cancel(self.ring)?;
         self.blocks.clear();
+        // What a lender refuses is repeated through the pool, and has to be cancelled once more.
+        let mut cancel = true;
         while !self.idle() {
+            cancel |= self.ring.has_requests();
             self.ring.flush()?;
+            if std::mem::take(&mut cancel) {
+                self.files.cancel(self.ring)?;
+            }
             self.ring.enter(1, None)?;
             self.take_events();
         }
@@ -261,22 +266,23 @@ impl Stream<'_, '_> {
         let most = BATCH.min(self.ring.queue_capacity());
         let is_ready = |block: &&Block| matches!(block.lease, Stage::Ready(..));
         let count = self.blocks.iter().take(most).take_while(is_ready).count();
-        // A link ends where a submission does: all of it must fit.
-        self.ring.make_room(count)?;
-        for (index, block) in self.blocks.iter().take(count).enumerate() {
-            let Stage::Ready(lease, done) = &block.lease else { continue };
-            let offset =
-                self.sink.offset(self.relay.sink_offset, block.position + u64::from(*done));
-            let consumer = match self.sink {
-                Sink::Socket if self.zero_copy => Use::SendZc,
+        let (sink, begin, zero_copy) = (self.sink, self.relay.sink_offset, self.zero_copy);
+        let uses = self.blocks.range(..count).map(|block| {
+            let Stage::Ready(lease, done) = &block.lease else { unreachable!("they are ready") };
+            let consumer = match sink {
+                Sink::Socket if zero_copy => Use::SendZc,
                 Sink::Socket => Use::Send,
-                Sink::File | Sink::Stream => Use::Write { offset },
+                Sink::File | Sink::Stream => {
+                    Use::Write { offset: sink.offset(begin, block.position + u64::from(*done)) }
+                }
             };
-            let linked = index + 1 < count;
-            let id = self.ring.use_in_order(lease, *done, &self.files.sink, consumer, linked)?;
-            self.batch.push_back((id, block.position));
-        }
-        Ok(())
+            (lease, *done, consumer)
+        });
+        let mut positions = self.blocks.iter().map(|block| block.position);
+        let batch = &mut self.batch;
+        self.ring.use_in_order(&self.files.sink, uses, |id| {
+            batch.extend(positions.next().map(|position| (id, position)));
+        })
     }
 
     fn take_events(&mut self) {

@@ -3,15 +3,18 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
 use std::time::Duration;
 
 use io_uring::IoUring;
+use io_uring::types::Fixed;
 
-use super::{Files, Ring};
+use super::{Attached, Files, Ring};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::Pool;
-use crate::probe::{Support, no_ring};
+use crate::probe::{Support, no_ring, open_device};
 use crate::slots::Slots;
 
 /// How the io_uring is set up.
@@ -117,6 +120,11 @@ impl Builder {
         };
         let pool = Pool::new(self.slots, self.block_size)?;
         let uring = self.uring()?;
+        let files = self.register_files(&uring, engine)?;
+        let device = match engine {
+            Engine::Module => Some(attach_device(&uring, &files)?),
+            Engine::Opcode | Engine::Copy => None,
+        };
         let mut slots = Slots::builder(&support);
         let submitter = uring.submitter();
         // The pool comes last in the table, behind the slots of an engine that lends memory.
@@ -132,10 +140,10 @@ impl Builder {
                 self.slots
             }
             Engine::Module => {
-                return Err(Error::new(
-                    ErrorKind::Unavailable,
-                    "the module engine is not part of this version of the library",
-                ));
+                slots = slots.replace(self.replace && support.module_replaces());
+                slots =
+                    slots.module(Fixed(device.as_ref().map_or(0, Attached::index)), 0, self.slots);
+                self.slots
             }
         };
         submitter
@@ -146,23 +154,34 @@ impl Builder {
         // even be unmapped while they are registered.
         unsafe { submitter.register_buffers_update(u32::from(pool_index), &[vector], None) }
             .map_err(|error| self.pool_refused(&error, &support, &pool))?;
-        if self.files > 0 {
-            submitter.register_files_sparse(u32::from(self.files)).map_err(|error| {
+        Ok(Ring {
+            slots: slots.pool(pool, pool_index).build()?,
+            files,
+            named: vec![(0, 0); usize::from(self.slots)].into(),
+            events: VecDeque::with_capacity(usize::from(self.slots)),
+            early: VecDeque::new(),
+            uring,
+            support,
+            device,
+        })
+    }
+
+    /// Makes room for attached files. The module engine has its device there, and a second place
+    /// for each file that is bound to it.
+    fn register_files(&self, uring: &IoUring, engine: Engine) -> Result<Rc<Files>> {
+        let places = match engine {
+            Engine::Module => self.files.saturating_mul(2).saturating_add(1).min(u16::MAX - 1),
+            Engine::Opcode | Engine::Copy => self.files,
+        };
+        if places > 0 {
+            uring.submitter().register_files_sparse(u32::from(places)).map_err(|error| {
                 let what = format!(
-                    "making room for {} attached files (RLIMIT_NOFILE bounds their number)",
-                    self.files
+                    "making room for {places} attached files (RLIMIT_NOFILE bounds their number)"
                 );
                 Error::io(ErrorKind::Ring, &error, what)
             })?;
         }
-        Ok(Ring {
-            slots: slots.pool(pool, pool_index).build()?,
-            files: Files::new(self.files),
-            named: vec![(0, 0); usize::from(self.slots)].into(),
-            events: VecDeque::with_capacity(usize::from(self.slots)),
-            uring,
-            support,
-        })
+        Ok(Files::new(places))
     }
 
     fn uring(&self) -> Result<IoUring> {
@@ -221,4 +240,16 @@ impl Builder {
         };
         Error::io(ErrorKind::MemoryLimit, error, what)
     }
+}
+
+/// Attaches `/dev/getbuf` itself.
+fn attach_device(uring: &IoUring, files: &Rc<Files>) -> Result<Attached> {
+    let device = open_device()
+        .map_err(|errno| Error::io(ErrorKind::Unavailable, &errno.into(), "opening /dev/getbuf"))?;
+    let place = files.take()?;
+    uring
+        .submitter()
+        .register_files_update(place.index(), &[device.as_raw_fd()])
+        .map_err(|error| Error::io(ErrorKind::Ring, &error, "attaching /dev/getbuf"))?;
+    Ok(place)
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Driving a ring: what goes into its queues, what comes out, and how it ends.
 
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use io_uring::squeue::{Entry, Flags};
@@ -13,12 +13,13 @@ use crate::chain::Chain;
 use crate::consume::{Consumer, SendFlags};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::lease::{Installed, Lease, State};
-use crate::opcode::Target;
+use crate::opcode::{Target, module_bind};
 use crate::slots::{Event, LeaseId, Outgoing, Prepared, UseId, driver_request, driver_user_data};
 
 /// Requests of the driver itself.
 const POLL: u8 = 0;
 pub(super) const CANCEL: u8 = 1;
+const BIND: u8 = 2;
 
 /// `poll(2)` events that are always reported.
 const POLL_ALWAYS: u32 = (libc::POLLERR | libc::POLLHUP) as u32;
@@ -67,7 +68,7 @@ impl Ring {
     ) -> Result<LeaseId> {
         let (from, to) = (source.place_in(&self.files)?, sink.place_in(&self.files)?);
         self.make_room(3)?;
-        let chain = Chain::new(Target::from(source), offset, len, consumer);
+        let chain = Chain::new(source.source(), offset, len, consumer);
         let (id, chain) = self.slots.chain(chain)?;
         // SAFETY: the chain is of this ring's slots, whose pool is registered with it; its files
         // are attached and stay so until it has completed; `next_event` gives every completion to
@@ -81,27 +82,37 @@ impl Ring {
         Ok(id)
     }
 
-    /// Queues a consumer of everything from `start` on that leaves nothing out: what it does not
-    /// take counts as a failure. A linked one holds back the request that is queued next, and
-    /// cancels it if it fails.
-    pub(crate) fn use_in_order(
+    /// Queues consumers of leases of this ring, each of everything from an offset on, linked: one
+    /// that does not take everything counts as failed, and cancels those behind it.
+    ///
+    /// A link ends where a submission does, and with `SQPOLL` the kernel submits what it sees: so
+    /// there must be room for all of them, and they become visible together.
+    pub(crate) fn use_in_order<'a>(
         &mut self,
-        lease: &Lease<Installed>,
-        start: u32,
         sink: &Attached,
-        consumer: Use,
-        linked: bool,
-    ) -> Result<UseId> {
-        let flags = if linked { Flags::IO_LINK } else { Flags::empty() };
-        let all = SendFlags::WAIT_ALL;
-        self.consume(lease, sink, |lease| {
+        uses: impl ExactSizeIterator<Item = (&'a Lease<Installed>, u32, Use)>,
+        mut queued: impl FnMut(UseId),
+    ) -> Result<()> {
+        let place = sink.place_in(&self.files)?;
+        let count = uses.len();
+        self.make_room(count)?;
+        let mut queue = self.uring.submission();
+        for (index, (lease, start, consumer)) in uses.enumerate() {
+            debug_assert!(self.slots.owns(lease), "the lease belongs to another ring");
+            let all = SendFlags::WAIT_ALL;
             let request = match consumer {
                 Use::Write { offset } => lease.write(start.., sink, offset),
                 Use::Send => lease.send(start.., sink, all),
                 Use::SendZc => lease.send_zc(start.., sink, all),
             };
-            Ok(request?.flags(flags))
-        })
+            let linked = if index + 1 < count { Flags::IO_LINK } else { Flags::empty() };
+            let request = request?.flags(linked).token(place);
+            // SAFETY: as in `push`.
+            let id = unsafe { request.push(&mut queue) }.map_err(|_| queue_full())?;
+            self.files.begin(place);
+            queued(id);
+        }
+        Ok(())
     }
 
     /// Leaves an event for [`next_event`](Self::next_event).
@@ -161,6 +172,11 @@ impl Ring {
     #[inline]
     pub(crate) fn make_room(&mut self, count: usize) -> Result<()> {
         if has_room(&mut self.uring, count) { Ok(()) } else { self.drain_queue(count) }
+    }
+
+    /// Whether the slots have something to send.
+    pub(crate) fn has_requests(&self) -> bool {
+        self.slots.has_requests()
     }
 
     pub(crate) fn queue_capacity(&self) -> usize {
@@ -236,6 +252,29 @@ impl Ring {
         }
     }
 
+    /// Asks the module for a descriptor that is bound to a file. `None`: the file cannot lend its
+    /// memory, or not to this process; then it is read.
+    pub(super) fn bind(&mut self, device: Target, fd: RawFd) -> Result<Option<OwnedFd>> {
+        self.push_own(&module_bind(device, fd), BIND, 0)?;
+        let result = loop {
+            let completion = self.uring.completion().next();
+            if let Some(completion) = completion {
+                if driver_request(self.slots.tag(), completion.user_data()) == Some((BIND, 0)) {
+                    break completion.result();
+                }
+                let event = self.translate(&completion);
+                self.keep(event);
+                continue;
+            }
+            self.enter(1, None)?;
+        };
+        if result < 0 {
+            return Ok(None);
+        }
+        // SAFETY: the module has just made this descriptor for us.
+        Ok(Some(unsafe { OwnedFd::from_raw_fd(result) }))
+    }
+
     /// Puts a descriptor into a place of the table; -1 empties it.
     pub(super) fn register(&self, index: u32, fd: RawFd) -> Result<()> {
         match self.uring.submitter().register_files_update(index, &[fd]) {
@@ -246,6 +285,7 @@ impl Ring {
 
     pub(crate) fn enter(&mut self, count: usize, timeout: Option<Duration>) -> Result<()> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut count = count;
         loop {
             let entered = match deadline {
                 None => self.uring.submit_and_wait(count),
@@ -261,19 +301,32 @@ impl Ring {
                 Some(libc::ETIME) if deadline.is_some() => return Ok(()),
                 // Completions wait for room in their queue, or the kernel is short of memory for
                 // requests: take completions, then try again.
-                Some(libc::EBUSY | libc::EAGAIN) if self.take_completions() => {}
+                Some(libc::EBUSY | libc::EAGAIN) => match self.take_completions() {
+                    0 => return Err(Error::io(ErrorKind::Ring, &error, "io_uring_enter")),
+                    taken => count = count.saturating_sub(taken),
+                },
                 _ => return Err(Error::io(ErrorKind::Ring, &error, "io_uring_enter")),
             }
         }
     }
 
-    /// Moves completions into the queue of events; whether there were any.
-    fn take_completions(&mut self) -> bool {
-        let before = self.events.len();
-        while let Some(event) = self.next_completion() {
-            self.events.push_back(event);
+    /// Makes room in the kernel's queue of completions: `next_completion` gives them later. How
+    /// many there were.
+    fn take_completions(&mut self) -> usize {
+        let before = self.early.len();
+        loop {
+            let Some(completion) = self.uring.completion().next() else { break };
+            let event = self.translate(&completion);
+            self.early.push_back(event);
         }
-        self.events.len() > before
+        self.early.len() - before
+    }
+
+    /// Drops an event that is kept for `next_event`, if it is there.
+    pub(super) fn forget(&mut self, wanted: impl Fn(&Event) -> bool) {
+        if let Some(place) = self.events.iter().position(wanted) {
+            self.events.remove(place);
+        }
     }
 
     /// Waits for an event. Others that come first are kept for `next_event`, unless they tell
@@ -298,6 +351,9 @@ impl Ring {
 
     #[inline]
     pub(crate) fn next_completion(&mut self) -> Option<Event> {
+        if let Some(event) = self.early.pop_front() {
+            return Some(event);
+        }
         let completion = self.uring.completion().next()?;
         Some(self.translate(&completion))
     }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use io_uring::types::Fixed;
 
+use crate::engine::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::opcode::Target;
 
@@ -21,6 +22,8 @@ struct Place {
     next: Cell<u16>,
     /// Who names it: the [`Attached`], and each request in flight.
     names: Cell<u32>,
+    /// The place of the device's descriptor that is bound to this file, if there is one.
+    bound: Cell<u16>,
 }
 
 /// The table.
@@ -37,6 +40,7 @@ impl Files {
         let place = |next| Place {
             next: Cell::new(if next < count { next } else { NIL }),
             names: Cell::new(0),
+            bound: Cell::new(NIL),
         };
         Rc::new(Self {
             places: (1..=count).map(place).collect(),
@@ -99,7 +103,18 @@ impl Files {
         let names = &self.place(index).names;
         names.set(names.get() - 1);
         if names.get() == 0 {
-            self.push(&self.vacant, index);
+            self.vacate(index);
+        }
+    }
+}
+
+impl Files {
+    #[cold]
+    fn vacate(&self, index: u16) {
+        self.push(&self.vacant, index);
+        match self.place(index).bound.replace(NIL) {
+            NIL => {}
+            bound => self.done(bound),
         }
     }
 }
@@ -130,9 +145,33 @@ impl Attached {
     }
 }
 
+impl Attached {
+    /// The file as a sink.
+    #[inline]
+    pub(super) fn target(&self) -> Target {
+        Fixed(u32::from(self.index)).into()
+    }
+
+    /// The file as a source: under the name that the module knows, if it was bound.
+    #[inline]
+    pub(super) fn source(&self) -> Source {
+        match self.files.place(self.index).bound.get() {
+            NIL => self.target().into(),
+            bound => Source::bound(self.target(), Fixed(u32::from(bound))),
+        }
+    }
+
+    /// Says that the device's descriptor in another place is bound to this file. It goes with it.
+    pub(super) fn set_bound(&self, bound: Attached) {
+        // Named by this place from now on, instead of by `bound`.
+        self.files.begin(bound.index);
+        self.files.place(self.index).bound.set(bound.index);
+    }
+}
+
 impl From<&Attached> for Target {
     fn from(file: &Attached) -> Self {
-        Fixed(u32::from(file.index)).into()
+        file.target()
     }
 }
 
@@ -164,5 +203,19 @@ mod tests {
         assert_eq!(files.next_vacant(), Some(0));
         assert_eq!(files.next_vacant(), None);
         assert_eq!(files.take().unwrap().index(), 0);
+    }
+
+    #[test]
+    fn a_bound_place_goes_with_its_file() {
+        let files = Files::new(2);
+        let file = files.take().unwrap();
+        file.set_bound(files.take().unwrap());
+        assert!(!files.any_vacant());
+        assert_eq!(file.source(), Source::bound(Fixed(0), Fixed(1)));
+        drop(file);
+        let mut vacant = [files.next_vacant(), files.next_vacant()];
+        vacant.sort();
+        assert_eq!(vacant, [Some(0), Some(1)]);
+        assert_eq!(files.take().unwrap().source(), Fixed(1).into());
     }
 }

@@ -48,6 +48,7 @@ use crate::consume::{Consumer, SendFlags};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Fetched, Installed, Lease, NotInstalled};
+use crate::opcode::Target;
 use crate::probe::Support;
 use crate::slots::{Event, LeaseId, Slots, Stats, UseId};
 
@@ -68,7 +69,11 @@ pub struct Ring {
     named: Box<[(u16, u16)]>,
     /// Events that came while something else was waited for.
     events: VecDeque<Event>,
+    /// Events that had to be taken out of the kernel's queue before anybody asked for them.
+    early: VecDeque<Event>,
     support: Support,
+    /// `/dev/getbuf`, with the module engine.
+    device: Option<Attached>,
 }
 
 assert_not_impl_any!(Ring: Send, Sync);
@@ -143,8 +148,16 @@ impl Ring {
     /// kernel refuses the file.
     pub fn attach(&mut self, file: &impl AsFd) -> Result<Attached> {
         self.sweep();
+        let fd = file.as_fd().as_raw_fd();
         let place = self.files.take()?;
-        self.register(place.index(), file.as_fd().as_raw_fd())?;
+        self.register(place.index(), fd)?;
+        if let Some(device) = self.device.as_ref().map(Target::from)
+            && let Some(bound) = self.bind(device, fd)?
+        {
+            let bound_place = self.files.take()?;
+            self.register(bound_place.index(), bound.as_raw_fd())?;
+            place.set_bound(bound_place);
+        }
         Ok(place)
     }
 
@@ -159,7 +172,7 @@ impl Ring {
     pub fn fetch(&mut self, source: &Attached, offset: u64, len: u32) -> Result<Lease<Fetched>> {
         let place = source.place_in(&self.files)?;
         self.make_room(1)?;
-        let (lease, request) = self.slots.fetch(source, offset, len)?;
+        let (lease, request) = self.slots.fetch(source.source(), offset, len)?;
         push(&mut self.uring, request)?;
         self.files.begin(place);
         self.named[usize::from(lease.id().slot())].0 = place;
@@ -365,7 +378,7 @@ impl Ring {
     /// As [`submit`](Self::submit).
     pub fn wait(&mut self, count: usize) -> Result<()> {
         self.flush()?;
-        self.enter(count.saturating_sub(self.events.len()), None)
+        self.enter(count.saturating_sub(self.events.len() + self.early.len()), None)
     }
 
     /// As [`wait`](Self::wait), but no longer than `timeout`. Whether completions are there is told
@@ -376,7 +389,7 @@ impl Ring {
     /// As [`submit`](Self::submit).
     pub fn wait_timeout(&mut self, count: usize, timeout: Duration) -> Result<()> {
         self.flush()?;
-        self.enter(count.saturating_sub(self.events.len()), Some(timeout))
+        self.enter(count.saturating_sub(self.events.len() + self.early.len()), Some(timeout))
     }
 
     /// The next event that is there. Makes no system call.
@@ -399,6 +412,10 @@ impl Ring {
         let id = lease.id();
         let mut lease = lease;
         loop {
+            if !lease.is_pending() {
+                // Told here, it is not told again: events that nobody takes would pile up.
+                self.forget(|event| matches!(event, Event::Fetched { lease, .. } if *lease == id));
+            }
             lease = match lease.installed() {
                 Ok(lease) => return Ok(Some(lease)),
                 Err(NotInstalled::EndOfFile) => return Ok(None),

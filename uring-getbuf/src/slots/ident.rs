@@ -100,6 +100,11 @@ impl UseId {
         }
     }
 
+    /// Which of the lease's uses.
+    pub(super) const fn sequence(self) -> u8 {
+        (self.0 >> user_data::SEQUENCE_SHIFT) as u8
+    }
+
     /// What [`Prepared::token`](super::Prepared::token) gave to the request, 0 if nothing did.
     #[must_use]
     pub const fn token(self) -> u16 {

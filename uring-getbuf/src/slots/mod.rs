@@ -36,7 +36,7 @@ use std::mem;
 use std::rc::Rc;
 
 use crate::chain::Chain;
-use crate::engine::{Engine, Lender};
+use crate::engine::{Engine, Lender, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Fetched, Lease, State};
 use crate::opcode::Target;
@@ -168,7 +168,7 @@ impl Slots {
     #[inline]
     pub fn fetch(
         &self,
-        source: impl Into<Target>,
+        source: impl Into<Source>,
         offset: u64,
         len: u32,
     ) -> Result<(Lease<Fetched>, Prepared<'_>)> {

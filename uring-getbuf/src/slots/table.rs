@@ -12,7 +12,7 @@ use super::ident::{DRIVER_KINDS, Kind, LeaseId, UseId, user_data};
 use super::prepared::{Clear, Outgoing, Prepared, PreparedChain};
 use crate::chain::{Chain, ChainOutcome, Progress};
 use crate::consume::{self, Consumer, MAX_RANGES, Piece, SendFlags, on};
-use crate::engine::{Engine, Lender};
+use crate::engine::{Engine, Lender, Source};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::opcode::Target;
 use crate::pool::Pool;
@@ -56,14 +56,16 @@ struct Slot {
     engine: Cell<Engine>,
     /// What is true of it; see [`is`].
     marks: Cell<u8>,
-    /// Counts the uses, so that each has a `user_data` of its own.
+    /// Counts the uses, so that each has a `user_data` of its own,
     sequence: Cell<u8>,
+    /// and which of these numbers are in flight: one that has come round may still be.
+    sequences: [Cell<u64>; 4],
     /// Requests that have been handed out and have not had their last completion.
     inflight: Cell<u32>,
     /// Bytes asked for, then bytes there.
     len: Cell<u32>,
     /// For a fetch that has to be sent again through the pool.
-    source: Cell<(Target, u64)>,
+    source: Cell<(Source, u64)>,
     /// For a chain.
     progress: Cell<Progress>,
 }
@@ -77,9 +79,10 @@ impl Slot {
             engine: Cell::new(Engine::Copy),
             marks: Cell::new(0),
             sequence: Cell::new(0),
+            sequences: Default::default(),
             inflight: Cell::new(0),
             len: Cell::new(0),
-            source: Cell::new((Target::Fd(-1), 0)),
+            source: Cell::new((Source::copied(Target::Fd(-1)), 0)),
             progress: Cell::new(Progress::default()),
         }
     }
@@ -107,6 +110,32 @@ impl Slot {
     #[inline]
     fn is_lent(&self) -> bool {
         self.engine.get() != Engine::Copy
+    }
+
+    /// The word and the bit of a use's sequence number.
+    #[inline]
+    fn sequence_bit(&self, sequence: u8) -> (&Cell<u64>, u64) {
+        (&self.sequences[usize::from(sequence >> 6)], 1 << (sequence & 63))
+    }
+
+    /// A sequence number that no use in flight has.
+    #[inline]
+    fn take_sequence(&self) -> Option<u8> {
+        let next = self.sequence.get();
+        (0..=u8::MAX).map(|step| next.wrapping_add(step)).find(|sequence| {
+            let (word, bit) = self.sequence_bit(*sequence);
+            let is_free = word.get() & bit == 0;
+            word.set(word.get() | bit);
+            self.sequence.set(sequence.wrapping_add(1));
+            is_free
+        })
+    }
+
+    /// Gives a sequence number back; whether it was taken.
+    #[inline]
+    fn return_sequence(&self, sequence: u8) -> bool {
+        let (word, bit) = self.sequence_bit(sequence);
+        word.replace(word.get() & !bit) & bit != 0
     }
 
     /// One more request names it.
@@ -156,8 +185,9 @@ pub(crate) struct Core {
 
 impl Lending {
     #[inline]
-    fn fetch(&self, index: u16, slot: &Slot, source: Target, offset: u64, len: u32) -> Entry {
-        self.lender.fetch(source, offset, len, self.first + index, slot.is(is::LEFT))
+    fn fetch(&self, index: u16, slot: &Slot, source: Source, offset: u64, len: u32) -> Entry {
+        let lent = source.lent_by(self.lender).unwrap_or(source.file());
+        self.lender.fetch(lent, offset, len, self.first + index, slot.is(is::LEFT))
     }
 
     /// Whether a chain ends with the release of its slot.
@@ -211,11 +241,11 @@ impl Core {
     #[inline]
     pub(super) fn fetch(
         &self,
-        source: Target,
+        source: Source,
         offset: u64,
         len: u32,
     ) -> Result<(LeaseId, Prepared<'_>)> {
-        let (index, slot) = self.reserve(len, Phase::Fetching)?;
+        let (index, slot) = self.reserve(len, Phase::Fetching, source)?;
         slot.mark(is::HELD);
         let entry = self.fetch_entry(index, slot, source, offset);
         Ok((slot.id(index), Prepared::new(entry, self, false)))
@@ -227,7 +257,7 @@ impl Core {
         if matches!(chain.consumer, Consumer::SendZc { .. }) {
             self.features.need_send_zc()?;
         }
-        let (index, slot) = self.reserve(chain.len, Phase::Chained)?;
+        let (index, slot) = self.reserve(chain.len, Phase::Chained, chain.source)?;
         slot.progress.set(Progress::new(chain.consumer.waiting_for_all()));
         slot.source.set((chain.source, chain.offset));
         Ok((slot.id(index), PreparedChain::new(self, index, false)))
@@ -249,8 +279,12 @@ impl Core {
         }
     }
 
+    /// Requests that the kernel may have. A fetch that waits to be sent once more is not one.
     pub(super) fn in_flight(&self) -> u64 {
-        self.slots.iter().map(|slot| u64::from(slot.inflight.get())).sum()
+        let fetching = |slot: &&Slot| matches!(slot.phase.get(), Phase::Fetching | Phase::Chained);
+        let waiting = self.slots.iter().filter(|slot| slot.is(is::QUEUED)).filter(fetching).count();
+        let counted: u64 = self.slots.iter().map(|slot| u64::from(slot.inflight.get())).sum();
+        counted - waiting as u64
     }
 
     pub(super) fn tag(&self) -> u8 {
@@ -286,7 +320,7 @@ impl Core {
 
     /// Takes a slot from the free list.
     #[inline]
-    fn reserve(&self, len: u32, phase: Phase) -> Result<(u16, &Slot)> {
+    fn reserve(&self, len: u32, phase: Phase, source: Source) -> Result<(u16, &Slot)> {
         let index = self.free.get();
         if index == NIL || len.wrapping_sub(1) >= self.max_fetch {
             return Err(self.refusal(len));
@@ -294,12 +328,26 @@ impl Core {
         let slot = self.slot(index);
         self.free.set(slot.next.get());
         self.free_count.set(self.free_count.get() - 1);
-        slot.engine.set(self.engine);
+        slot.engine.set(self.engine_for(source));
         slot.len.set(len);
         slot.phase.set(phase);
         slot.inflight.set(1);
         self.fetches.set(self.fetches.get() + 1);
         Ok((index, slot))
+    }
+
+    /// Who serves a fetch from this source at first.
+    #[inline]
+    fn engine_for(&self, source: Source) -> Engine {
+        match self.lending {
+            Some(Lending { lender, .. })
+                if source.lent_by(lender).is_none() && self.pool.is_some() =>
+            {
+                self.fallbacks.set(self.fallbacks.get() + 1);
+                Engine::Copy
+            }
+            _ => self.engine,
+        }
     }
 
     #[cold]
@@ -409,13 +457,13 @@ impl Core {
 
     /// The request that fetches, by whoever serves this slot now.
     #[inline]
-    fn fetch_entry(&self, index: u16, slot: &Slot, source: Target, offset: u64) -> Entry {
+    fn fetch_entry(&self, index: u16, slot: &Slot, source: Source, offset: u64) -> Entry {
         let (len, user_data) = (slot.len.get(), self.user_data(Kind::Fetch, index, slot));
         if let (Some(lending), true) = (self.lending, slot.is_lent()) {
             slot.source.set((source, offset));
             return lending.fetch(index, slot, source, offset, len).user_data(user_data);
         }
-        self.read_entry(index, source, offset, len).user_data(user_data)
+        self.read_entry(index, source.file(), offset, len).user_data(user_data)
     }
 
     #[inline]
@@ -463,6 +511,15 @@ impl Core {
         slot.is_lent() && self.lending.is_some_and(|lending| lending.chain_releases())
     }
 
+    /// Whether the fetch of the chain in a slot posts its completion in any case. Where it does
+    /// not, a failed one silences what is linked softly to it; but of `SEND_ZC` the kernel silences
+    /// only the first completion, and the notification would come when nobody expects it.
+    #[inline]
+    fn fetch_tells(&self, slot: &Slot) -> bool {
+        matches!(slot.progress.get().consumer, Consumer::SendZc { .. })
+            && !self.chain_releases(slot)
+    }
+
     /// How many requests a chain has, by whoever serves its slot now.
     #[inline]
     pub(super) fn chain_len(&self, index: u16) -> usize {
@@ -486,11 +543,10 @@ impl Core {
             .user_data(self.user_data(Kind::ChainUse, index, slot));
         let fetch = match self.lending {
             Some(lending) if slot.is_lent() => lending.fetch(index, slot, source, offset, len),
-            _ => self.read_entry(index, source, offset, len),
+            _ => self.read_entry(index, source.file(), offset, len),
         };
-        let fetch = fetch
-            .user_data(self.user_data(Kind::ChainFetch, index, slot))
-            .flags(Flags::SKIP_SUCCESS);
+        let fetch = fetch.user_data(self.user_data(Kind::ChainFetch, index, slot));
+        let fetch = if self.fetch_tells(slot) { fetch } else { fetch.flags(Flags::SKIP_SUCCESS) };
         let release = self
             .lending
             .filter(|_| self.chain_releases(slot))
@@ -587,6 +643,9 @@ impl Core {
     fn used(&self, id: UseId, slot: &Slot, kind: Kind, result: i32, flags: u32) -> Event {
         let more = io_uring::cqueue::more(flags);
         if !more {
+            if !slot.return_sequence(id.sequence()) {
+                return self.stale();
+            }
             if kind == Kind::UseRanges {
                 slot.unmark(is::RANGING);
             }
@@ -632,10 +691,15 @@ impl Core {
         }
         let mut progress = slot.progress.get();
         let done = match kind {
-            // Posted only where it is not as asked. A soft link stops here.
+            // Posted only where it is not as asked; a soft link stops here. Or in any case, and
+            // so is what follows.
             Kind::ChainFetch => {
                 progress.fetched = Some(result);
-                !releases
+                if self.fetch_tells(slot) {
+                    progress.used.is_some() && !progress.unreturned
+                } else {
+                    !releases
+                }
             }
             Kind::ChainUse => {
                 let (more, notif) = (io_uring::cqueue::more(flags), io_uring::cqueue::notif(flags));
@@ -643,7 +707,8 @@ impl Core {
                 if !notif {
                     progress.used = Some(result);
                 }
-                !more && (!releases || progress.released)
+                let heard = !self.fetch_tells(slot) || progress.fetched.is_some();
+                !more && heard && (!releases || progress.released)
             }
             _ => {
                 progress.released = true;
@@ -754,7 +819,7 @@ impl Core {
         }
         let slot = self.slot(index);
         let entry = self.consumer_entry(slot, self.piece(index, slot, start, len), consumer);
-        Ok(self.counted(index, slot, Kind::Use, entry))
+        self.counted(index, slot, Kind::Use, entry)
     }
 
     pub(crate) fn use_ranges(
@@ -778,7 +843,6 @@ impl Core {
                 "a lease takes one vectored write at a time: let the other one complete first",
             ));
         }
-        slot.mark(is::RANGING);
         let cell = &self.ranges[usize::from(index)];
         let mut vector = cell.get();
         let mut table = 0;
@@ -795,17 +859,23 @@ impl Core {
         } else {
             consume::writev_by_address(cell.as_ptr().cast(), count, sink, offset)
         };
-        Ok(self.counted(index, slot, Kind::UseRanges, entry))
+        let request = self.counted(index, slot, Kind::UseRanges, entry)?;
+        slot.mark(is::RANGING);
+        Ok(request)
     }
 
     /// Counts a use and gives it its name.
     #[inline]
-    fn counted(&self, index: u16, slot: &Slot, kind: Kind, entry: Entry) -> Prepared<'_> {
-        let sequence = slot.sequence.get();
-        slot.sequence.set(sequence.wrapping_add(1));
+    fn counted(&self, index: u16, slot: &Slot, kind: Kind, entry: Entry) -> Result<Prepared<'_>> {
+        let Some(sequence) = slot.take_sequence() else {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "256 requests use the lease, and it can name no more: let one complete first",
+            ));
+        };
         slot.begin();
         let user_data =
             self.user_data(kind, index, slot) | u64::from(sequence) << user_data::SEQUENCE_SHIFT;
-        Prepared::new(entry.user_data(user_data), self, false)
+        Ok(Prepared::new(entry.user_data(user_data), self, false))
     }
 }
