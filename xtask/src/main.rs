@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The project's own commands. `cargo xtask` lists them.
 
+mod args;
 mod check;
 mod ci;
 mod command;
+mod kernel;
 mod packages;
 mod test;
 mod totals;
+mod vm;
 
+use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
+use crate::args::Options;
 use crate::totals::Totals;
 
 const USAGE: &str = "\
@@ -21,12 +27,24 @@ cargo xtask COMMAND
   codegen [--check] write the generated files, or check that they are current
   check             licence lines of all source files
   test [--host]     every test, on this kernel and in the test kernels; --host: only on this one
-  ci                what .ci/run runs: formatter, lints, documents, generated files, every test";
+  ci                what .ci/run runs: formatter, lints, documents, generated files, every test
+  kernel [KERNEL]   build a test kernel, unless the cache has it, and print where it is
+  vm [KERNEL] [--limit SECONDS] -- COMMAND...
+                    run a command in a test kernel: the file system is this machine's, the current
+                    folder an empty tmpfs; output and exit status are the command's
+
+KERNEL:
+  --flavour opcode|stock    with the project's patches (default), or as released
+  --debug                   with KASAN, lockdep and kmemleak
+  --qemu                    for a PC of QEMU instead of user-mode Linux
+  --source DIR              the tree of Linux 7.3 to build; default: the distribution's package";
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match run(&args) {
+    if vm::guest::is_init() {
+        vm::guest::init();
+        return ExitCode::FAILURE;
+    }
+    match run(std::env::args_os().skip(1).collect()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: {error:#}");
@@ -35,8 +53,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &[&str]) -> Result<ExitCode> {
-    match args {
+fn run(mut args: Vec<OsString>) -> Result<ExitCode> {
+    let words: Vec<_> = args.iter().map(|arg| arg.to_str().unwrap_or_default()).collect();
+    match words[..] {
         ["setup"] => {
             packages::setup(packages::ALL)?;
         }
@@ -46,8 +65,15 @@ fn run(args: &[&str]) -> Result<ExitCode> {
         ["test"] => return Ok(verdict(&test::all()?)),
         ["test", "--host"] => return Ok(verdict(&test::host()?)),
         ["ci"] => return Ok(verdict(&ci::run_all()?)),
+        ["kernel", ..] => {
+            let options = Options::parse(args.drain(1..))?;
+            ensure!(options.command.is_empty(), "`kernel` runs nothing; `vm` does");
+            packages::setup(&[packages::KERNEL])?;
+            println!("{}", options.kernel.build()?.display());
+        }
+        ["vm", ..] => return guest(&Options::parse(args.drain(1..))?),
         [] | ["help" | "-h" | "--help"] => println!("{USAGE}"),
-        _ => bail!("there is no `cargo xtask {}`\n{USAGE}", args.join(" ")),
+        _ => bail!("there is no `cargo xtask {}`\n{USAGE}", words.join(" ")),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -56,4 +82,24 @@ fn run(args: &[&str]) -> Result<ExitCode> {
 fn verdict(totals: &Totals) -> ExitCode {
     print!("{totals}");
     if totals.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a command in a guest. Its exit status is the result, unless it succeeds in a guest that does
+/// not.
+fn guest(options: &Options) -> Result<ExitCode> {
+    let job = vm::Job { command: options.command.clone(), env: Vec::new(), limit: options.limit };
+    let image = options.kernel.build()?;
+    let outcome = vm::run(&options.kernel, &image, &job, |bytes| {
+        let mut out = std::io::stdout();
+        out.write_all(bytes)?;
+        Ok(out.flush()?)
+    })?;
+    for finding in &outcome.findings {
+        eprintln!("xtask: {finding}");
+    }
+    Ok(match outcome.code.map(u8::try_from) {
+        Some(Ok(0)) if !outcome.findings.is_empty() => ExitCode::FAILURE,
+        Some(Ok(code)) => ExitCode::from(code),
+        _ => ExitCode::FAILURE,
+    })
 }

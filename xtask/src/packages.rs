@@ -45,8 +45,24 @@ pub(crate) const HEADERS: &[Package] = &[
 pub(crate) const CODEGEN: &[Package] =
     &[package("libclang-dev", Library("libclang"), "generating the bindings")];
 
+/// For building the test kernels.
+pub(crate) const KERNEL: &[Package] = &[
+    package("gcc", Program("gcc"), KERNELS),
+    package("make", Program("make"), KERNELS),
+    package("flex", Program("flex"), KERNELS),
+    package("bison", Program("bison"), KERNELS),
+    package("bc", Program("bc"), KERNELS),
+    package("patch", Program("patch"), KERNELS),
+    package("xz-utils", Program("xz"), KERNELS),
+    package("cpio", Program("cpio"), KERNELS),
+    package("kmod", Program("depmod"), KERNELS),
+    package("libelf-dev", Header("libelf.h"), KERNELS),
+    package("libssl-dev", Header("openssl/ssl.h"), KERNELS),
+];
+const KERNELS: &str = "test kernels";
+
 /// All of it, as `cargo xtask setup` installs it.
-pub(crate) const ALL: &[&[Package]] = &[HEADERS, CODEGEN];
+pub(crate) const ALL: &[&[Package]] = &[HEADERS, CODEGEN, KERNEL];
 
 /// Installs what is missing, where that is possible, and says what is missing after that.
 pub(crate) fn setup(groups: &[&'static [Package]]) -> Result<Vec<&'static Package>> {
@@ -56,14 +72,14 @@ pub(crate) fn setup(groups: &[&'static [Package]]) -> Result<Vec<&'static Packag
         return Ok(Vec::new());
     }
     if find("apt-get").is_some() && is_root() {
-        println!("installing {}", names.join(" "));
+        eprintln!("installing {}", names.join(" "));
         if let Err(error) = install(&names) {
             eprintln!("{error:#}");
         }
     }
     let missing: Vec<_> = missing().collect();
     for package in &missing {
-        println!("missing: {} (Debian package {})", package.reason, package.name);
+        eprintln!("missing: {} (Debian package {})", package.reason, package.name);
     }
     Ok(missing)
 }

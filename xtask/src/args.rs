@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The options of the commands that take a kernel.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::kernel::{Flavour, Kernel, Machine};
+
+/// What follows `kernel` and `vm`.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) kernel: Kernel,
+    pub(crate) limit: Duration,
+    /// What follows `--`.
+    pub(crate) command: Vec<OsString>,
+}
+
+impl Options {
+    pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Self> {
+        let mut options = Self {
+            kernel: Kernel {
+                flavour: Flavour::Opcode,
+                machine: Machine::Um,
+                debug: false,
+                source: None,
+            },
+            limit: Duration::from_secs(600),
+            command: Vec::new(),
+        };
+        let mut args = args;
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().with_context(|| format!("{arg:?} needs a value"));
+            match arg.to_str() {
+                Some("--flavour") => {
+                    options.kernel.flavour = match value()?.to_str() {
+                        Some("opcode") => Flavour::Opcode,
+                        Some("stock") => Flavour::Stock,
+                        _ => bail!("there are the flavours opcode and stock"),
+                    }
+                }
+                Some("--debug") => options.kernel.debug = true,
+                Some("--qemu") => options.kernel.machine = Machine::Qemu,
+                Some("--source") => options.kernel.source = Some(value()?.into()),
+                Some("--limit") => {
+                    let seconds = value()?.to_str().and_then(|value| value.parse().ok());
+                    options.limit = Duration::from_secs(seconds.context("--limit SECONDS")?);
+                }
+                Some("--") => {
+                    options.command = args.collect();
+                    break;
+                }
+                _ => bail!("{} is no option here", arg.display()),
+            }
+        }
+        ensure!(options.limit.as_secs() > 0, "--limit is at least one second");
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Options> {
+        Options::parse(args.iter().map(Into::into))
+    }
+
+    #[test]
+    fn options_end_where_the_command_begins() {
+        let options = parse(&["--flavour", "stock", "--debug", "--", "ls", "--debug"]).unwrap();
+        assert_eq!(options.kernel.to_string(), "um-stock-debug");
+        assert_eq!(options.command, ["ls", "--debug"]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(parse(&["--flavour", "mint"]).is_err());
+        assert!(parse(&["--limit"]).is_err());
+        assert!(parse(&["ls"]).is_err());
+    }
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Configuring and building.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::available_parallelism;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use super::source::{Tree, tree};
+use super::{Kernel, Machine, cache};
+use crate::command::root;
+
+/// Changes when the way to build changes.
+const RECIPE: &str = "1";
+
+/// Builds the kernel, unless the cache has it, and returns the file to boot.
+pub(super) fn build(kernel: &Kernel) -> Result<PathBuf> {
+    let _lock = cache::lock()?;
+    let tree = tree(kernel)?;
+    let fragments = fragments(kernel);
+    let mut parts = vec![RECIPE.into(), tree.name.clone().into_bytes()];
+    for fragment in &fragments {
+        parts.push(fs::read(fragment).with_context(|| fragment.display().to_string())?);
+    }
+    let name = cache::hash(&parts)?;
+    let folder = cache::entry("build", &kernel.to_string(), &name, |folder| {
+        eprintln!("building {kernel}, log in {}", folder.join("build.log").display());
+        let start = Instant::now();
+        make(kernel, &tree, &fragments, folder)?;
+        eprintln!("built {kernel} in {} s", start.elapsed().as_secs());
+        Ok(())
+    })?;
+    Ok(folder.join(match kernel.machine {
+        Machine::Um => "linux",
+        Machine::Qemu => "arch/x86/boot/bzImage",
+    }))
+}
+
+/// The parts of the configuration; later ones win.
+fn fragments(kernel: &Kernel) -> Vec<PathBuf> {
+    let base = match kernel.machine {
+        Machine::Um => "um.config",
+        Machine::Qemu => "qemu.config",
+    };
+    let configs = root().join("kernel/configs");
+    let debug = kernel.debug.then_some("debug.config");
+    [base].into_iter().chain(debug).map(|name| configs.join(name)).collect()
+}
+
+fn make(kernel: &Kernel, tree: &Tree, fragments: &[PathBuf], folder: &Path) -> Result<()> {
+    let (arch, base, target) = match kernel.machine {
+        Machine::Um => ("um", "defconfig", "all"),
+        Machine::Qemu => ("x86_64", "tinyconfig", "bzImage"),
+    };
+    let log = File::create(folder.join("build.log"))?;
+    let step = |command: &mut Command| -> Result<()> {
+        command
+            .stdin(std::process::Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log.try_clone()?);
+        if !command.status()?.success() {
+            let text = fs::read(folder.join("build.log"))?;
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<_> = text.lines().rev().take(30).collect();
+            for line in lines.iter().rev() {
+                eprintln!("{line}");
+            }
+            bail!("{kernel} does not build");
+        }
+        Ok(())
+    };
+    let make = |goal: &str| {
+        let mut make = Command::new("make");
+        make.arg("-C").arg(&tree.path).arg(format!("O={}", folder.display()));
+        make.arg(format!("ARCH={arch}"));
+        make.arg(format!("-j{}", available_parallelism().map_or(1, usize::from)));
+        make.env("KBUILD_BUILD_USER", "xtask").env("KBUILD_BUILD_HOST", "localhost");
+        make.arg(goal);
+        make
+    };
+    step(&mut make(base))?;
+    let mut merge = Command::new(tree.path.join("scripts/kconfig/merge_config.sh"));
+    merge.args(["-m", "-O"]).arg(folder).arg(folder.join(".config")).args(fragments);
+    step(merge.current_dir(folder))?;
+    step(&mut make("olddefconfig"))?;
+    step(&mut make(target))
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask vm`: runs a command in a test kernel.
+//!
+//! The guest's root is this machine's root, so whatever is installed here is there. This program is
+//! the guest's init too ([`guest`]). The two sides share a folder, the *job*: it has what is to be
+//! run, and after that how it ended. What the command prints comes through consoles of its own, the
+//! kernel's log through another one.
+
+pub(crate) mod guest;
+mod log;
+mod machine;
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::kernel::{Kernel, cache_folder};
+
+/// How long a guest may take to boot and to end, besides the command.
+const MARGIN: Duration = Duration::from_secs(120);
+
+/// A command for a guest.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) command: Vec<OsString>,
+    /// What the command's environment has besides this process's.
+    pub(crate) env: Vec<(OsString, OsString)>,
+    /// How long the command may take.
+    pub(crate) limit: Duration,
+}
+
+/// How a guest ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The command's exit status, as a shell would give it; none if the command did not end.
+    pub(crate) code: Option<i32>,
+    /// What is wrong with the guest.
+    pub(crate) findings: Vec<String>,
+}
+
+/// Boots a kernel and runs the command in it. Gives what the command prints to `print`, as it comes;
+/// its standard error goes to this process's.
+pub(crate) fn run(
+    kernel: &Kernel,
+    image: &Path,
+    job: &Job,
+    mut print: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<Outcome> {
+    let folder = Folder::new(job, kernel.debug)?;
+    let log = folder.0.join("log");
+    let (out, out_guest) = console()?;
+    let (err, err_guest) = console()?;
+    let mut child = machine::command(kernel, image, &folder.0, [&out_guest, &err_guest])?
+        .stdout(File::create(&log)?)
+        .stderr(File::options().append(true).open(&log)?)
+        .spawn()
+        .with_context(|| image.display().to_string())?;
+    drop((out_guest, err_guest));
+
+    let (send, receive) = channel();
+    let err = copy(err, |bytes| std::io::stderr().write_all(bytes).is_ok());
+    let out = copy(out, move |bytes| send.send(bytes.to_vec()).is_ok());
+    let end = Instant::now() + job.limit + MARGIN;
+    let mut late = false;
+    loop {
+        match receive.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(bytes) => print(&bytes)?,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                late = true;
+                break;
+            }
+        }
+    }
+    // The consoles end with the guest. What the kernel of a killed guest says means nothing.
+    let said = fs::read(&log)?;
+    if late {
+        child.kill()?;
+    }
+    child.wait()?;
+    let said = if late { said } else { fs::read(&log)? };
+    let said = String::from_utf8_lossy(&said);
+    let _ = (out.join(), err.join());
+
+    let mut findings = log::findings(&said);
+    findings.extend(folder.findings());
+    let code = folder.status();
+    if late {
+        findings.insert(0, format!("the guest did not end in {:?}", job.limit + MARGIN));
+    } else if code.is_none() {
+        findings.insert(0, "the guest ended before the command did".into());
+    }
+    if !findings.is_empty() {
+        let kept = cache_folder()?.join(format!("{kernel}.log"));
+        fs::copy(&log, &kept)?;
+        findings.push(format!("the guest's log is {}", kept.display()));
+    }
+    Ok(Outcome { code, findings })
+}
+
+/// A pipe whose writing end the guest inherits.
+fn console() -> Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    fcntl_setfd(&write, FdFlags::empty())?;
+    Ok((read, write))
+}
+
+fn copy(
+    from: OwnedFd,
+    mut to: impl FnMut(&[u8]) -> bool + Send + 'static,
+) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        let mut from = File::from(from);
+        let mut buffer = [0; 16384];
+        while let Ok(n @ 1..) = from.read(&mut buffer) {
+            if !to(&buffer[..n]) {
+                break;
+            }
+        }
+    })
+}
+
+/// The job's folder, seen from both sides. Gone with this value.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(job: &Job, debug: bool) -> Result<Self> {
+        let folder = cache_folder()?.join(format!("job-{}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        let folder = Self(folder);
+        let mut command = job.command.clone();
+        let Some(program) = command.first_mut() else { bail!("there is no command to run") };
+        if program.as_bytes().contains(&b'/') {
+            // The guest has another current directory.
+            let path = fs::canonicalize(&program).with_context(|| format!("{program:?}"))?;
+            *program = path.into();
+        }
+        let mut env: Vec<_> = env::vars_os().collect();
+        env.extend(job.env.iter().cloned());
+        let env = env.into_iter().map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            name
+        });
+        folder.write("command", command)?;
+        folder.write("env", env)?;
+        folder.write("limit", [job.limit.as_secs().to_string().into()])?;
+        if debug {
+            folder.write("debug", [])?;
+        }
+        Ok(folder)
+    }
+
+    /// A list of words, each with a zero byte behind it.
+    fn write(&self, name: &str, words: impl IntoIterator<Item = OsString>) -> Result<()> {
+        let mut text = Vec::new();
+        for word in words {
+            text.extend(word.into_vec());
+            text.push(0);
+        }
+        Ok(fs::write(self.0.join(name), text)?)
+    }
+
+    fn status(&self) -> Option<i32> {
+        fs::read_to_string(self.0.join("status")).ok()?.trim().parse().ok()
+    }
+
+    fn findings(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.0.join("findings")).unwrap_or_default();
+        text.lines().map(Into::into).collect()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
