@@ -42,7 +42,8 @@ pub enum Event {
         /// What it did.
         outcome: ChainOutcome,
     },
-    /// Ours, and nothing to tell: the slots have something to send ([`Slots::next_request`](super::Slots::next_request)).
+    /// Ours, and nothing to tell. Mostly the slots have something to send
+    /// ([`Slots::next_request`](super::Slots::next_request)).
     Pending,
     /// It carries our tag but answers no request that is outstanding.
     Stale,

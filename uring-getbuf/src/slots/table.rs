@@ -511,15 +511,6 @@ impl Core {
         slot.is_lent() && self.lending.is_some_and(|lending| lending.chain_releases())
     }
 
-    /// Whether the fetch of the chain in a slot posts its completion in any case. Where it does
-    /// not, a failed one silences what is linked softly to it; but of `SEND_ZC` the kernel silences
-    /// only the first completion, and the notification would come when nobody expects it.
-    #[inline]
-    fn fetch_tells(&self, slot: &Slot) -> bool {
-        matches!(slot.progress.get().consumer, Consumer::SendZc { .. })
-            && !self.chain_releases(slot)
-    }
-
     /// How many requests a chain has, by whoever serves its slot now.
     #[inline]
     pub(super) fn chain_len(&self, index: u16) -> usize {
@@ -546,7 +537,7 @@ impl Core {
             _ => self.read_entry(index, source.file(), offset, len),
         };
         let fetch = fetch.user_data(self.user_data(Kind::ChainFetch, index, slot));
-        let fetch = if self.fetch_tells(slot) { fetch } else { fetch.flags(Flags::SKIP_SUCCESS) };
+        let fetch = fetch.flags(Flags::SKIP_SUCCESS);
         let release = self
             .lending
             .filter(|_| self.chain_releases(slot))
@@ -575,7 +566,7 @@ impl Core {
             return self.stale();
         };
         if slot.generation.get() != id.generation || slot.inflight.get() == 0 {
-            return self.stale();
+            return self.stray(flags);
         }
         match kind {
             Kind::Fetch => self.fetched(id, slot, result),
@@ -593,6 +584,15 @@ impl Core {
     fn stale(&self) -> Event {
         self.stale.set(self.stale.get() + 1);
         Event::Stale
+    }
+
+    /// A completion that answers nothing. The kernel sends a notification for a `SEND_ZC` that
+    /// never ran, because a request before it in its link failed, and does not announce it
+    /// (`IORING_CQE_F_MORE`) in the first completion, if it posts that at all. Nothing has used
+    /// the buffer then, so nobody waits for it.
+    #[cold]
+    fn stray(&self, flags: u32) -> Event {
+        if io_uring::cqueue::notif(flags) { Event::Pending } else { self.stale() }
     }
 
     /// Whether the pool is to serve what the lender has just refused.
@@ -644,7 +644,7 @@ impl Core {
         let more = io_uring::cqueue::more(flags);
         if !more {
             if !slot.return_sequence(id.sequence()) {
-                return self.stale();
+                return self.stray(flags);
             }
             if kind == Kind::UseRanges {
                 slot.unmark(is::RANGING);
@@ -691,24 +691,21 @@ impl Core {
         }
         let mut progress = slot.progress.get();
         let done = match kind {
-            // Posted only where it is not as asked; a soft link stops here. Or in any case, and
-            // so is what follows.
+            // Posted only where it is not as asked. A soft link stops here.
             Kind::ChainFetch => {
                 progress.fetched = Some(result);
-                if self.fetch_tells(slot) {
-                    progress.used.is_some() && !progress.unreturned
-                } else {
-                    !releases
-                }
+                !releases
             }
             Kind::ChainUse => {
                 let (more, notif) = (io_uring::cqueue::more(flags), io_uring::cqueue::notif(flags));
+                if notif && !progress.unreturned {
+                    return self.stray(flags);
+                }
                 progress.unreturned = more;
                 if !notif {
                     progress.used = Some(result);
                 }
-                let heard = !self.fetch_tells(slot) || progress.fetched.is_some();
-                !more && heard && (!releases || progress.released)
+                !more && (!releases || progress.released)
             }
             _ => {
                 progress.released = true;
