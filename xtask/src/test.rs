@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask test`.
 
+mod guests;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +16,9 @@ use crate::totals::{Reader, Totals};
 
 /// Every test, here and in the test kernels.
 pub(crate) fn all() -> Result<Totals> {
-    host()
+    let mut totals = host()?;
+    guests::all(&mut totals)?;
+    Ok(totals)
 }
 
 /// What can be tested on the running kernel, and without one.
@@ -26,7 +30,7 @@ pub(crate) fn host() -> Result<Totals> {
     // codegen is a program without tests, and slow to build.
     let tests = ["test", "--workspace", "--exclude", "codegen", "--no-fail-fast", "--locked"];
     let status = tee(&mut cargo(&tests), |line| reader.line(line))?;
-    totals.add(reader.end(status));
+    totals.add(reader.end(&if status.success() { Ok(()) } else { Err(status.to_string()) }));
     totals.check("the ABI crate without std", no_std);
     other_targets(&mut totals);
     oldest_rust(&mut totals);

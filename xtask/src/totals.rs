@@ -2,7 +2,6 @@
 //! Counting verdicts: of test runners by what they print, and of checks one by one.
 
 use std::fmt;
-use std::process::ExitStatus;
 
 use anyhow::Result;
 
@@ -99,10 +98,12 @@ impl Reader {
         }
     }
 
-    /// The totals, when the runners have ended with this status.
-    pub(crate) fn end(mut self, status: ExitStatus) -> Totals {
-        if !status.success() && self.totals.failed == 0 {
-            self.totals.fail(&self.run, format_args!("no test failed, and yet: {status}"));
+    /// The totals, when the runners have ended so.
+    pub(crate) fn end(mut self, end: &Result<(), String>) -> Totals {
+        if let Err(end) = end
+            && self.totals.failed == 0
+        {
+            self.totals.fail(&self.run, format_args!("no test failed, and yet: {end}"));
         } else if self.totals.passed == 0 && self.totals.failed == 0 {
             self.totals.fail(&self.run, "no test was run");
         }
@@ -125,14 +126,13 @@ fn count(counts: &str, word: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::ExitStatusExt;
 
-    fn read(lines: &[&str], status: i32) -> Totals {
+    fn read(lines: &[&str], end: Result<(), String>) -> Totals {
         let mut reader = Reader::new("host");
         for line in lines {
             reader.line(line);
         }
-        reader.end(ExitStatus::from_raw(status))
+        reader.end(&end)
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod tests {
                 "test c ... ignored, no such kernel",
                 "test result: ok. 20 passed; 0 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.00s",
             ],
-            0x100,
+            Err("1".into()),
         );
         assert_eq!((totals.passed, totals.failed, totals.skipped), (21, 1, 2));
         assert_eq!(totals.failures, ["host: b - should panic"]);
@@ -156,8 +156,8 @@ mod tests {
 
     #[test]
     fn a_runner_that_dies_or_runs_nothing_fails() {
-        assert!(!read(&["test result: ok. 2 passed; 0 failed; 0 ignored"], 9).good());
-        assert!(!read(&["test result: ok. 0 passed; 0 failed; 0 ignored"], 0).good());
-        assert!(read(&["test result: ok. 1 passed; 0 failed; 0 ignored"], 0).good());
+        assert!(!read(&["test result: ok. 2 passed; 0 failed; 0 ignored"], Err("9".into())).good());
+        assert!(!read(&["test result: ok. 0 passed; 0 failed; 0 ignored"], Ok(())).good());
+        assert!(read(&["test result: ok. 1 passed; 0 failed; 0 ignored"], Ok(())).good());
     }
 }

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 pub(crate) use cache::folder as cache_folder;
+pub(crate) use source::is_within_reach as has_source;
 
 /// The release that the patches are for.
 const RELEASE: &str = "7.3";

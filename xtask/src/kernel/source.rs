@@ -31,6 +31,13 @@ pub(super) fn tree(kernel: &Kernel) -> Result<Tree> {
     }
 }
 
+/// Whether there is a source without one of the user's.
+pub(crate) fn is_within_reach() -> bool {
+    find("dpkg-deb").is_some()
+        && (cached().is_ok_and(|package| package.is_some())
+            || (find("apt-get").is_some() && archive().is_ok()))
+}
+
 /// A tree of the user's.
 fn given(path: &Path) -> Result<Tree> {
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
@@ -83,15 +90,6 @@ fn packaged() -> Result<Tree> {
 fn package() -> Result<PathBuf> {
     let cache = cache::folder()?;
     let name = format!("linux-source-{RELEASE}");
-    let cached = || -> Result<Option<PathBuf>> {
-        let files = fs::read_dir(&cache)?.flatten().map(|entry| entry.path());
-        Ok(files
-            .filter(|file| {
-                let file = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                file.starts_with(&name) && file.ends_with(".deb")
-            })
-            .max())
-    };
     if let Some(package) = cached()? {
         return Ok(package);
     }
@@ -125,6 +123,17 @@ fn package() -> Result<PathBuf> {
     run(&mut apt(&["download", &name]))?;
     fs::remove_dir_all(&own)?;
     cached()?.with_context(|| format!("apt has not left {name} in {}", cache.display()))
+}
+
+/// The source package in the cache.
+fn cached() -> Result<Option<PathBuf>> {
+    let start = format!("linux-source-{RELEASE}_");
+    let files = fs::read_dir(cache::folder()?)?.flatten().map(|entry| entry.path());
+    let ours = |file: &PathBuf| {
+        let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(&start) && name.ends_with(".deb")
+    };
+    Ok(files.filter(ours).max())
 }
 
 /// This machine's own archive, with the suite that we want in the place of its own.

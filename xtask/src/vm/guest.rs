@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::system::{RebootCommand, reboot};
@@ -92,7 +93,8 @@ fn set_up() -> Result<()> {
         // In devtmpfs; elsewhere it is there.
         let _ = fs::create_dir(place);
         let mounted = mount(kind, place, kind, MountFlags::empty(), None);
-        if needed {
+        // The kernel may have been faster.
+        if needed && mounted != Err(Errno::BUSY) {
             mounted.with_context(|| format!("mounting {place}"))?;
         }
     }

@@ -29,7 +29,7 @@ pub(super) fn command(
 fn um(kernel: &Kernel, image: &Path, job: &Path, consoles: [&OwnedFd; 2]) -> Result<Command> {
     let mut um = Command::new(image);
     let cpus = available_parallelism().map_or(1, usize::from).clamp(2, 4);
-    um.arg(if kernel.debug { "mem=2G" } else { "mem=1G" });
+    um.arg("mem=2G");
     // SMP needs seccomp.
     um.arg("seccomp=on").arg(format!("ncpus={cpus}"));
     um.args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw"]);

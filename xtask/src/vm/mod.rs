@@ -58,40 +58,40 @@ pub(crate) fn run(
     mut print: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<Outcome> {
     let folder = Folder::new(job, kernel.debug)?;
-    let log = folder.0.join("log");
+    let (log, log_guest) = console()?;
     let (out, out_guest) = console()?;
     let (err, err_guest) = console()?;
     let mut child = machine::command(kernel, image, &folder.0, [&out_guest, &err_guest])?
-        .stdout(File::create(&log)?)
-        .stderr(File::options().append(true).open(&log)?)
+        .stdout(log_guest.try_clone()?)
+        .stderr(log_guest)
         .spawn()
         .with_context(|| image.display().to_string())?;
     drop((out_guest, err_guest));
 
-    let (send, receive) = channel();
+    let path = folder.0.join("log");
+    let mut file = File::create(&path)?;
+    let log = copy(log, move |bytes| file.write_all(bytes).is_ok());
     let err = copy(err, |bytes| std::io::stderr().write_all(bytes).is_ok());
+    let (send, receive) = channel();
     let out = copy(out, move |bytes| send.send(bytes.to_vec()).is_ok());
     let end = Instant::now() + job.limit + MARGIN;
-    let mut late = false;
-    loop {
+    let late = loop {
         match receive.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(bytes) => print(&bytes)?,
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {
-                late = true;
-                break;
-            }
+            // The consoles end with the guest.
+            Err(RecvTimeoutError::Disconnected) => break false,
+            Err(RecvTimeoutError::Timeout) => break true,
         }
-    }
-    // The consoles end with the guest. What the kernel of a killed guest says means nothing.
-    let said = fs::read(&log)?;
+    };
+    // What the kernel of a killed guest says at its end means nothing.
+    let said = late.then(|| fs::read(&path));
     if late {
         child.kill()?;
     }
     child.wait()?;
-    let said = if late { said } else { fs::read(&log)? };
+    let _ = (out.join(), err.join(), log.join());
+    let said = said.unwrap_or_else(|| fs::read(&path))?;
     let said = String::from_utf8_lossy(&said);
-    let _ = (out.join(), err.join());
 
     let mut findings = log::findings(&said);
     findings.extend(folder.findings());
@@ -103,7 +103,7 @@ pub(crate) fn run(
     }
     if !findings.is_empty() {
         let kept = cache_folder()?.join(format!("{kernel}.log"));
-        fs::copy(&log, &kept)?;
+        fs::copy(&path, &kept)?;
         findings.push(format!("the guest's log is {}", kept.display()));
     }
     Ok(Outcome { code, findings })

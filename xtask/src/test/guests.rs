@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The tests in the test kernels: the same executables as on the host.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::command::{cargo, output};
+use crate::kernel::{Flavour, Kernel, Machine, has_source};
+use crate::packages;
+use crate::totals::{Reader, Totals};
+use crate::vm;
+
+/// The kernels, and the engines that have to work there.
+const KERNELS: [(Flavour, bool, &[&str]); 2] =
+    [(Flavour::Stock, false, &["copy"]), (Flavour::Opcode, true, &["opcode", "copy"])];
+
+/// Executables that are run once for each engine, which they are told in `GETBUF_TEST_ENGINE`.
+const PER_ENGINE: [&str; 2] = ["e2e", "lent"];
+
+/// Packages with tests that say something about a kernel, and executables of theirs that do not.
+const PACKAGES: [&str; 3] = ["uring-getbuf", "getbuf", "getbuf-tests"];
+const HOST_ONLY: [&str; 2] = ["headers", "misuse"];
+
+/// Tests in one kernel take at most this long.
+const LIMIT: Duration = Duration::from_secs(1200);
+
+pub(super) fn all(totals: &mut Totals) -> Result<()> {
+    let missing = packages::setup(&[packages::KERNEL])?;
+    let reason = if !cfg!(target_arch = "x86_64") {
+        Some("user-mode Linux needs an x86-64 machine")
+    } else if !missing.is_empty() {
+        Some("packages are missing")
+    } else if !has_source() {
+        Some("there is no package of the kernel's source here (`cargo xtask kernel --source`)")
+    } else {
+        None
+    };
+    let tests = executables()?;
+    for (flavour, debug, engines) in KERNELS {
+        let kernel = Kernel { flavour, machine: Machine::Um, debug, source: None };
+        match reason {
+            Some(reason) => totals.skip(&format!("tests in {kernel}"), reason),
+            None => match one(&kernel, engines, &tests) {
+                Ok(more) => totals.add(more),
+                Err(error) => totals.fail(&format!("tests in {kernel}"), format_args!("{error:#}")),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Runs the tests in one kernel.
+fn one(kernel: &Kernel, engines: &[&str], tests: &[(String, PathBuf)]) -> Result<Totals> {
+    println!("== tests in {kernel}");
+    let image = kernel.build()?;
+    let mut script = String::from("status=0\n");
+    for (name, path) in tests {
+        let path = path.to_str().context("the target folder has a name that is not text")?;
+        ensure!(!path.contains('\''), "a quote in the name of the target folder");
+        let per_engine = PER_ENGINE.contains(&name.as_str());
+        for engine in if per_engine { engines } else { &[""] } {
+            let set =
+                if per_engine { format!("GETBUF_TEST_ENGINE={engine} ") } else { String::new() };
+            writeln!(script, "echo '-- {name} {engine}'\n{set}'{path}' || status=1")?;
+        }
+    }
+    script.push_str("exit $status\n");
+    let job = vm::Job {
+        command: ["sh", "-c", &script].map(Into::into).to_vec(),
+        env: Vec::new(),
+        limit: LIMIT,
+    };
+    let start = Instant::now();
+    let mut reader = Reader::new(&kernel.to_string());
+    let mut line = Vec::new();
+    let outcome = vm::run(kernel, &image, &job, |bytes| {
+        std::io::stdout().write_all(bytes)?;
+        for byte in bytes {
+            if *byte == b'\n' {
+                reader.line(&String::from_utf8_lossy(&line));
+                line.clear();
+            } else {
+                line.push(*byte);
+            }
+        }
+        Ok(())
+    })?;
+    let mut totals = reader.end(&match outcome.code {
+        Some(0) => Ok(()),
+        Some(code) => Err(format!("exit status {code}")),
+        None => Err("the tests did not end".into()),
+    });
+    let name = format!("{kernel}: the guest");
+    for finding in &outcome.findings {
+        totals.fail(&name, finding);
+    }
+    println!("tests in {kernel} took {} s", start.elapsed().as_secs());
+    Ok(totals)
+}
+
+/// The test executables, by name.
+fn executables() -> Result<Vec<(String, PathBuf)>> {
+    let mut build = cargo(&["test", "--quiet", "--no-run", "--locked", "--message-format=json"]);
+    for package in PACKAGES {
+        build.args(["--package", package]);
+    }
+    let messages = output(&mut build)?;
+    let mut found = Vec::new();
+    for message in messages.lines() {
+        let message: Value = serde_json::from_str(message)?;
+        let name = message["target"]["name"].as_str().unwrap_or_default();
+        let Some(path) = message["executable"].as_str() else { continue };
+        if message["profile"]["test"] == true && !HOST_ONLY.contains(&name) {
+            found.push((name.to_owned(), Path::new(path).to_owned()));
+        }
+    }
+    found.sort();
+    ensure!(!found.is_empty(), "cargo has built no tests");
+    Ok(found)
+}
