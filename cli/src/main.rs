@@ -1,2 +1,25 @@
-//! x
-fn main() {}
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `getbuf`: copies and sends files through io_uring leases, on any kernel.
+
+mod args;
+mod cp;
+mod end;
+mod probe;
+mod send;
+mod transfer;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+use end::End;
+
+fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Command::Probe { json } => probe::run(json),
+        Command::Cp(args) => cp::run(&args),
+        Command::Send(args) => send::run(&args),
+    };
+    done.map_or_else(End::report, |()| ExitCode::SUCCESS)
+}

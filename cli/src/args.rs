@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The command line, as clap reads it.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use uring_getbuf::Engine;
+
+/// Copies and sends files through io_uring leases, with the fastest way that this kernel offers.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Says what this kernel can do, and of what it cannot, why
+    #[command(after_help = "Example:\n  getbuf probe --json")]
+    Probe {
+        /// As JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copies a file
+    #[command(after_help = "Examples:\n  getbuf cp disk.img /backup/\n  zcat a.gz | getbuf cp - a")]
+    Cp(CpArgs),
+    /// Sends a file over TCP, and closes the connection for writing
+    #[command(after_help = "Examples:\n  getbuf send disk.img host.example:9000\n  \
+                            tar c . | getbuf send - [::1]:9000")]
+    Send(SendArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CpArgs {
+    /// The file to copy; - is the standard input
+    pub(crate) source: PathBuf,
+    /// Where to; a folder, for the same name in it; - is the standard output
+    pub(crate) destination: PathBuf,
+    #[command(flatten)]
+    pub(crate) options: Options,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SendArgs {
+    /// The file to send; - is the standard input
+    pub(crate) source: PathBuf,
+    /// Where to, as HOST:PORT; an IPv6 address in brackets
+    #[arg(value_name = "HOST:PORT")]
+    pub(crate) address: String,
+    #[command(flatten)]
+    pub(crate) options: Options,
+}
+
+/// What every transfer can be told.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Options {
+    /// How to get at the file's bytes: opcode, module or copy [default: the best that works]
+    #[arg(long, value_name = "ENGINE")]
+    pub(crate) engine: Option<Engine>,
+    /// Bytes in one lease; K and M are understood [default: 256K]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(crate) block_size: Option<u32>,
+    /// Leases in flight [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16384))]
+    pub(crate) depth: Option<u16>,
+    /// Print nothing but errors
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// "64K", "1M", "4096".
+fn bytes(text: &str) -> Result<u32, String> {
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        _ => (text, 0),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "a number of bytes is wanted, such as 65536, 64K or 1M".to_string())?;
+    match number.checked_shl(shift).filter(|bytes| bytes >> shift == number) {
+        Some(0) => Err("a block has at least 1 byte".into()),
+        Some(bytes @ 1..=0x4000_0000) => Ok(bytes as u32),
+        _ => Err("a block has at most 1024M".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(bytes("4096"), Ok(4096));
+        assert_eq!(bytes("64K"), Ok(65536));
+        assert_eq!(bytes("1m"), Ok(1 << 20));
+        for bad in ["", "K", "0", "-1", "1G", "2000M", "64 K", "18446744073709551615M", "é"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How a command ends when it does not succeed.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// As of a program that SIGINT has ended.
+const INTERRUPTED: u8 = 130;
+
+/// Why a command ended, in words, and the exit code that says so.
+#[derive(Debug)]
+pub(crate) struct End {
+    message: Option<String>,
+    code: u8,
+}
+
+impl End {
+    pub(crate) fn failed(message: impl fmt::Display) -> Self {
+        Self { message: Some(message.to_string()), code: 1 }
+    }
+
+    pub(crate) fn interrupted(message: impl fmt::Display) -> Self {
+        Self { message: Some(message.to_string()), code: INTERRUPTED }
+    }
+
+    /// Whoever reads the output has gone: nobody is left to tell.
+    pub(crate) fn quietly() -> Self {
+        Self { message: None, code: 1 }
+    }
+
+    pub(crate) fn report(self) -> ExitCode {
+        if let Some(message) = self.message {
+            eprintln!("getbuf: {message}");
+        }
+        ExitCode::from(self.code)
+    }
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `getbuf probe`
+
+use std::io::Write;
+
+use serde_json::{Map, Value, json};
+use uring_getbuf::slots::MAX_SLOTS;
+use uring_getbuf::{Engine, Support};
+
+use crate::end::End;
+
+pub(crate) fn run(as_json: bool) -> Result<(), End> {
+    let support = Support::detect();
+    let text = if as_json { machine(&support) } else { human(&support) };
+    // A reader that has gone is no error of ours.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(())
+}
+
+fn machine(support: &Support) -> String {
+    let engines: Map<String, Value> = Engine::ALL
+        .into_iter()
+        .map(|engine| {
+            let says = match support.engine(engine) {
+                Ok(()) => json!({ "available": true, "copies": engine.copies() }),
+                Err(reason) => json!({ "available": false, "reason": reason }),
+            };
+            (engine.name().to_string(), says)
+        })
+        .collect();
+    let features = support.features();
+    let all = json!({
+        "kernel": support.kernel(),
+        "engines": engines,
+        "best": support.best().ok().map(Engine::name),
+        "get_buf_opcode": support.get_buf_opcode(),
+        "put_buf_opcode": support.put_buf_opcode(),
+        "claimed_opcodes": support.claimed_opcodes(),
+        "features": {
+            "send_zc": features.send_zc,
+            "writev_fixed": features.writev_fixed,
+            "fixed_send": features.fixed_send,
+        },
+        "limits": {
+            "memlock_bytes": support.memlock_limit(),
+            "slots": MAX_SLOTS,
+        },
+    });
+    format!("{all:#}\n")
+}
+
+fn human(support: &Support) -> String {
+    let mut text = format!("{support}\n\n");
+    let features = support.features();
+    for (name, has, since) in [
+        ("SEND_ZC", features.send_zc, "6.0"),
+        ("WRITEV_FIXED", features.writev_fixed, "6.15"),
+        ("SEND, fixed buffer", features.fixed_send, "7.2"),
+    ] {
+        let has = if has { "yes".into() } else { format!("no (Linux {since})") };
+        text += &format!("{name:20}{has}\n");
+    }
+    let memlock = match support.memlock_limit() {
+        Some(bytes) => format!("{} KiB", bytes >> 10),
+        None => "unlimited".into(),
+    };
+    text += &format!("{:20}{memlock}\n", "RLIMIT_MEMLOCK");
+    text
+}
