@@ -13,6 +13,7 @@ use crate::kernel::{Flavour, Kernel, Machine};
 pub(crate) struct Options {
     pub(crate) kernel: Kernel,
     pub(crate) limit: Duration,
+    pub(crate) exact: bool,
     /// What follows `--`.
     pub(crate) command: Vec<OsString>,
 }
@@ -27,6 +28,7 @@ impl Options {
                 source: None,
             },
             limit: Duration::from_secs(600),
+            exact: false,
             command: Vec::new(),
         };
         let mut args = args;
@@ -42,6 +44,7 @@ impl Options {
                 }
                 Some("--debug") => options.kernel.debug = true,
                 Some("--qemu") => options.kernel.machine = Machine::Qemu,
+                Some("--icount") => options.exact = true,
                 Some("--source") => options.kernel.source = Some(value()?.into()),
                 Some("--limit") => {
                     let seconds = value()?.to_str().and_then(|value| value.parse().ok());

@@ -5,10 +5,9 @@ use anyhow::Result;
 
 use crate::command::{cargo, run};
 use crate::totals::Totals;
-use crate::{check, packages, test};
+use crate::{check, test};
 
 pub(crate) fn run_all() -> Result<Totals> {
-    packages::setup(packages::ALL)?;
     let mut totals = Totals::default();
     totals.check("format", || run(&mut cargo(&["fmt", "--all", "--check"])));
     totals.check("lints", || {

@@ -29,9 +29,10 @@ cargo xtask COMMAND
   test [--host]     every test, on this kernel and in the test kernels; --host: only on this one
   ci                what .ci/run runs: formatter, lints, documents, generated files, every test
   kernel [KERNEL]   build a test kernel, unless the cache has it, and print where it is
-  vm [KERNEL] [--limit SECONDS] -- COMMAND...
+  vm [KERNEL] [--limit SECONDS] [--icount] -- COMMAND...
                     run a command in a test kernel: the file system is this machine's, the current
-                    folder an empty tmpfs; output and exit status are the command's
+                    folder an empty tmpfs; output and exit status are the command's.
+                    --icount (QEMU): a nanosecond of the guest's time is one instruction
 
 KERNEL:
   --flavour opcode|stock    with the project's patches (default), or as released
@@ -87,7 +88,14 @@ fn verdict(totals: &Totals) -> ExitCode {
 /// Runs a command in a guest. Its exit status is the result, unless it succeeds in a guest that does
 /// not.
 fn guest(options: &Options) -> Result<ExitCode> {
-    let job = vm::Job { command: options.command.clone(), env: Vec::new(), limit: options.limit };
+    let qemu = options.kernel.machine == kernel::Machine::Qemu;
+    let job = vm::Job {
+        command: options.command.clone(),
+        env: Vec::new(),
+        limit: options.limit,
+        exact: options.exact,
+    };
+    packages::setup(&[packages::KERNEL, packages::QEMU][..1 + usize::from(qemu)])?;
     let image = options.kernel.build()?;
     let outcome = vm::run(&options.kernel, &image, &job, |bytes| {
         let mut out = std::io::stdout();

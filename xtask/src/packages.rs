@@ -61,8 +61,12 @@ pub(crate) const KERNEL: &[Package] = &[
 ];
 const KERNELS: &str = "test kernels";
 
+/// For test kernels on a PC.
+pub(crate) const QEMU: &[Package] =
+    &[package("qemu-system-x86", Program("qemu-system-x86_64"), "test kernels in QEMU")];
+
 /// All of it, as `cargo xtask setup` installs it.
-pub(crate) const ALL: &[&[Package]] = &[HEADERS, CODEGEN, KERNEL];
+pub(crate) const ALL: &[&[Package]] = &[HEADERS, CODEGEN, KERNEL, QEMU];
 
 /// Installs what is missing, where that is possible, and says what is missing after that.
 pub(crate) fn setup(groups: &[&'static [Package]]) -> Result<Vec<&'static Package>> {

@@ -74,6 +74,7 @@ fn one(kernel: &Kernel, engines: &[&str], tests: &[(String, PathBuf)]) -> Result
         command: ["sh", "-c", &script].map(Into::into).to_vec(),
         env: Vec::new(),
         limit: LIMIT,
+        exact: false,
     };
     let start = Instant::now();
     let mut reader = Reader::new(&kernel.to_string());

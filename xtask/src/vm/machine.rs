@@ -19,19 +19,24 @@ pub(super) fn command(
     image: &Path,
     job: &Path,
     consoles: [&OwnedFd; 2],
+    exact: bool,
 ) -> Result<Command> {
     match kernel.machine {
+        Machine::Um if exact => bail!("only QEMU counts instructions: --qemu --icount"),
         Machine::Um => um(kernel, image, job, consoles),
-        Machine::Qemu => bail!("QEMU comes later"),
+        Machine::Qemu => qemu(kernel, image, job, consoles, exact),
     }
+}
+
+fn cpus() -> usize {
+    available_parallelism().map_or(1, usize::from).clamp(2, 4)
 }
 
 fn um(kernel: &Kernel, image: &Path, job: &Path, consoles: [&OwnedFd; 2]) -> Result<Command> {
     let mut um = Command::new(image);
-    let cpus = available_parallelism().map_or(1, usize::from).clamp(2, 4);
     um.arg("mem=2G");
     // SMP needs seccomp.
-    um.arg("seccomp=on").arg(format!("ncpus={cpus}"));
+    um.arg("seccomp=on").arg(format!("ncpus={}", cpus()));
     um.args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw"]);
     um.args(["con=null", "con0=null,fd:1"]);
     let names = ["/dev/tty1", "/dev/tty2"];
@@ -39,16 +44,56 @@ fn um(kernel: &Kernel, image: &Path, job: &Path, consoles: [&OwnedFd; 2]) -> Res
         um.arg(format!("con{}=null,fd:{}", index + 1, console.as_raw_fd()));
     }
     um.arg(format!("uml_dir={}", job.display()));
-    common(&mut um, kernel, job, names)?;
+    um.args(arguments(kernel, job, names)?);
     um.stdin(Stdio::null());
     Ok(um)
 }
 
+/// Without KVM: where that is a nested one, it may hang.
+fn qemu(
+    kernel: &Kernel,
+    image: &Path,
+    job: &Path,
+    consoles: [&OwnedFd; 2],
+    exact: bool,
+) -> Result<Command> {
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-m", "2G", "-cpu", "max"]);
+    if exact {
+        // The guest's clock goes on by one nanosecond with each instruction.
+        qemu.args(["-accel", "tcg", "-icount", "shift=0,align=off,sleep=off", "-smp", "1"]);
+    } else {
+        qemu.args(["-accel", "tcg,thread=multi", "-smp", &cpus().to_string()]);
+    }
+    // This machine's files are the guest's root.
+    qemu.args(["-fsdev", "local,id=root,path=/,security_model=none,multidevs=remap"]);
+    qemu.args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
+    let names = ["/dev/ttyS1", "/dev/ttyS2"];
+    let [out, err] = consoles.map(AsRawFd::as_raw_fd);
+    // Each port has an interrupt of its own: the first and the third would share one.
+    for (index, fd, base, irq) in [(0, 1, "0x3f8", 4), (1, out, "0x2f8", 3), (2, err, "0x3e8", 5)] {
+        qemu.args(["-chardev", &format!("file,id=port{index},path=/proc/self/fd/{fd}")]);
+        let port = format!("isa-serial,chardev=port{index},index={index},iobase={base},irq={irq}");
+        qemu.args(["-device", &port]);
+    }
+    let mut line = String::from(
+        "console=ttyS0 tsc=reliable root=root rootfstype=9p rw \
+         rootflags=trans=virtio,version=9p2000.L,msize=262144,cache=mmap",
+    );
+    for argument in arguments(kernel, job, names)? {
+        line.push(' ');
+        line.push_str(&argument);
+    }
+    qemu.arg("-kernel").arg(image).arg("-append").arg(line);
+    qemu.stdin(Stdio::null());
+    Ok(qemu)
+}
+
 /// What every kernel is told.
-fn common(command: &mut Command, kernel: &Kernel, job: &Path, consoles: [&str; 2]) -> Result<()> {
-    command.args(["loglevel=7", "panic=-1", "printk.time=1"]);
+fn arguments(kernel: &Kernel, job: &Path, consoles: [&str; 2]) -> Result<Vec<String>> {
+    let mut arguments = ["loglevel=7", "panic=-1", "printk.time=1"].map(String::from).to_vec();
     if kernel.debug {
-        command.arg("kmemleak=on");
+        arguments.push("kmemleak=on".into());
     }
     // What the kernel does not know and has a value becomes init's environment.
     let init = env::current_exe()?;
@@ -62,7 +107,7 @@ fn common(command: &mut Command, kernel: &Kernel, job: &Path, consoles: [&str; 2
         if value.contains([' ', '"']) {
             bail!("a kernel's command line cannot have this path: {value:?}");
         }
-        command.arg(format!("{name}={value}"));
+        arguments.push(format!("{name}={value}"));
     }
-    Ok(())
+    Ok(arguments)
 }

@@ -38,6 +38,8 @@ pub(crate) struct Job {
     pub(crate) env: Vec<(OsString, OsString)>,
     /// How long the command may take.
     pub(crate) limit: Duration,
+    /// QEMU only: one CPU, on which every instruction takes a nanosecond.
+    pub(crate) exact: bool,
 }
 
 /// How a guest ended.
@@ -61,11 +63,12 @@ pub(crate) fn run(
     let (log, log_guest) = console()?;
     let (out, out_guest) = console()?;
     let (err, err_guest) = console()?;
-    let mut child = machine::command(kernel, image, &folder.0, [&out_guest, &err_guest])?
-        .stdout(log_guest.try_clone()?)
-        .stderr(log_guest)
-        .spawn()
-        .with_context(|| image.display().to_string())?;
+    let mut child =
+        machine::command(kernel, image, &folder.0, [&out_guest, &err_guest], job.exact)?
+            .stdout(log_guest.try_clone()?)
+            .stderr(log_guest)
+            .spawn()
+            .with_context(|| image.display().to_string())?;
     drop((out_guest, err_guest));
 
     let path = folder.0.join("log");
