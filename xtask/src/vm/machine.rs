@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::available_parallelism;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::statvfs;
 
 use super::guest;
 use crate::kernel::{Kernel, Machine};
@@ -32,9 +33,17 @@ fn cpus() -> usize {
     available_parallelism().map_or(1, usize::from).clamp(2, 4)
 }
 
+/// How many MiB a guest of user-mode Linux gets: its memory is a file in /dev/shm.
+fn memory() -> Result<u64> {
+    let shm = statvfs("/dev/shm").context("/dev/shm")?;
+    let free = ((shm.f_bavail * shm.f_frsize) >> 20).saturating_sub(64);
+    ensure!(free >= 512, "/dev/shm has {free} MiB for a guest; it needs 512");
+    Ok(free.min(2048))
+}
+
 fn um(kernel: &Kernel, image: &Path, job: &Path, consoles: [&OwnedFd; 2]) -> Result<Command> {
     let mut um = Command::new(image);
-    um.arg("mem=2G");
+    um.arg(format!("mem={}M", memory()?));
     // SMP needs seccomp.
     um.arg("seccomp=on").arg(format!("ncpus={}", cpus()));
     um.args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw"]);
