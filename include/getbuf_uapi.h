@@ -48,9 +48,11 @@ extern "C" {
  *   ioprio, addr, splice_fd_in, addr3     must be 0, else -EINVAL
  * cqe.res: the number of bytes installed (0 at end of file, with an empty
  * buffer installed), or
- *   -GETBUF_ENOTSUPP  this kind of file cannot lend its memory
+ *   -GETBUF_ENOTSUPP  this kind of file cannot lend its memory, or cannot for
+ *                     this fetch (O_DIRECT, DAX, some buffers of pipes)
  *   -EFAULT           no such slot
  *   -EINVAL           slot taken, or a field that must be 0 is not
+ *   -ENOMEM           no memory, or more than RLIMIT_MEMLOCK lets leases pin
  *   any other         the source's own error, as read(2) would give it
  * The slot holds a source: consumers address it by offset, 0-based, and
  * cannot write into it (-EFAULT).
@@ -58,10 +60,11 @@ extern "C" {
  * PUT_BUF: empty a slot. The source gets its buffer back when the last
  * request that uses it is done; the request itself does not wait.
  *   buf_index   the slot
- *   all other fields but fd and user_data must be 0
+ *   all fields but fd, flags, personality and user_data must be 0
  * cqe.res: 0, or
  *   -EINVAL           no such slot, nothing in it, or a field is not 0
  *   -EBUSY            the slot holds memory that the program registered
+ * It empties a slot of any memory of the kernel's, a driver's as well.
  */
 #define IORING_OP_GET_BUF_RFC	49	/* the RFC's tree, Linux 6.4-rc */
 #define IORING_OP_GET_BUF_7_3	65	/* kernel/patches/7.3 of this project */
