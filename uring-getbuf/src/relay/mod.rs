@@ -18,6 +18,7 @@
 //! | regular file, block device | the same, not opened with `O_APPEND` | chains, in any order |
 //! | any | pipe, terminal, socket, `O_APPEND` | fetches ahead, consumers in order, linked |
 //! | pipe, terminal, socket | any | one fetch at a time, consumers in order, linked |
+//! | file opened with `O_DIRECT` | any | fetches ahead of whole pages, consumers in order, linked |
 //!
 //! A source may shrink or grow meanwhile: what is there when it is reached is moved. A file that is
 //! read and a file that is written are addressed by offset; their own positions are not used or
@@ -44,6 +45,9 @@ use crate::ring::{Attached, Ring};
 
 /// How often a relay that can be cancelled looks whether it was, while nothing moves.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// What offset and length of a direct read are multiples of, everywhere.
+const SECTOR: u32 = 4096;
 
 /// No file is longer; larger offsets mean something else to the kernel.
 const MAX_OFFSET: u64 = i64::MAX as u64;
@@ -217,8 +221,9 @@ impl<'a> Relay<'a> {
 
     fn start(mut self, ring: &mut Ring, flow: &mut Flow) -> Result<()> {
         self.block_size = self.block_size.min(ring.block_size());
-        self.depth = self.depth.min(ring.free());
-        if self.block_size == 0 || self.depth == 0 {
+        self.depth = self.depth.min(ring.capacity());
+        ring.empty_slots()?;
+        if self.block_size == 0 || self.depth == 0 || ring.free() == 0 {
             let what = "a relay needs blocks of at least one byte, and at least one free slot";
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
@@ -229,11 +234,18 @@ impl<'a> Relay<'a> {
         let source = Source::of(self.source)?;
         let sink = Sink::of(self.sink)?;
         let files = Ends { source: ring.attach(&self.source)?, sink: ring.attach(&self.sink)? };
-        if source.seekable && sink == Sink::File {
+        if source.direct {
+            self.block_size = (self.block_size / SECTOR * SECTOR).max(SECTOR);
+        }
+        let done = if source.seekable && !source.direct && sink == Sink::File {
             blocks::run(&mut self, ring, &files, source, flow)
         } else {
             stream::run(&mut self, ring, &files, source, sink, flow)
-        }
+        };
+        // Detached now: the peer of a stream that the caller closes next is to see its end.
+        drop(files);
+        ring.sweep();
+        done
     }
 
     /// Where it ends, counted from where it begins; `size` is the source's.
@@ -337,22 +349,28 @@ struct Source {
     seekable: bool,
     /// Where it ends now, if it tells.
     size: Option<u64>,
+    /// Opened with `O_DIRECT`.
+    direct: bool,
 }
 
 impl Source {
     fn of(fd: BorrowedFd<'_>) -> Result<Self> {
         let stat = stat(fd, "looking at the source")?;
+        let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::empty());
+        let direct = flags.contains(OFlags::DIRECT);
         match FileType::from_raw_mode(stat.st_mode) {
             // Files of procfs and the like say 0 and have content all the same.
             FileType::RegularFile => Ok(Self {
                 seekable: true,
                 size: u64::try_from(stat.st_size).ok().filter(|size| *size > 0),
+                direct,
             }),
-            FileType::BlockDevice => Ok(Self { seekable: true, size: None }),
+            FileType::BlockDevice => Ok(Self { seekable: true, size: None, direct }),
             FileType::Directory => {
                 Err(Error::new(ErrorKind::InvalidInput, "the source is a directory"))
             }
-            _ => Ok(Self { seekable: false, size: None }),
+            // A pipe with this flag is one of packets; it has no sectors.
+            _ => Ok(Self { seekable: false, size: None, direct: false }),
         }
     }
 }

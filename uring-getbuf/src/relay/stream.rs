@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Ends, Flow, Relay, Sink, Source};
+use super::{Ends, Flow, Relay, SECTOR, Sink, Source};
 use crate::consume::STREAM;
 use crate::engine::Engine;
 use crate::error::{Errno, Result};
@@ -26,6 +26,13 @@ struct Block {
     position: u64,
     asked: u32,
     lease: Stage,
+}
+
+impl Block {
+    /// What there is of what was asked for. A direct fetch may bring more.
+    fn there(&self, lease: &Lease<Installed>) -> u32 {
+        lease.len().min(self.asked)
+    }
 }
 
 enum Stage {
@@ -123,8 +130,8 @@ impl Stream<'_, '_> {
             }
             self.fetch()?;
             if self.idle() && self.unreturned == 0 && self.next >= self.end {
-                // A file that has grown meanwhile has more.
-                if self.source.size.is_none() || self.end != told {
+                // A file that has grown meanwhile has more, unless that begins within a sector.
+                if self.source.size.is_none() || self.end != told || self.source.direct {
                     return Ok(());
                 }
                 told = self.relay.end(Some(Source::of(self.relay.source)?.size.unwrap_or(0)));
@@ -173,7 +180,7 @@ impl Stream<'_, '_> {
             Gate::Waiting => return Ok(()),
             Gate::Shut => {
                 self.source_gate = Gate::Waiting;
-                return self.ring.poll_readable(&self.files.source, SOURCE_READY);
+                return self.ring.poll(&self.files.source, libc::POLLIN as u32, SOURCE_READY);
             }
         }
         for index in 0..self.blocks.len() {
@@ -205,6 +212,8 @@ impl Stream<'_, '_> {
     fn begin(&mut self, position: u64, asked: u32) -> Result<Stage> {
         let offset =
             if self.source.seekable { self.relay.source_offset + position } else { STREAM };
+        // A direct read must ask for whole sectors.
+        let asked = if self.source.direct { asked.next_multiple_of(SECTOR) } else { asked };
         let lease = self.ring.fetch(&self.files.source, offset, asked)?;
         self.ours[usize::from(lease.id().slot())] = Some(lease.id());
         self.fetches += 1;
@@ -219,12 +228,20 @@ impl Stream<'_, '_> {
             block.lease = match std::mem::replace(&mut block.lease, Stage::Again) {
                 Stage::Fetching(lease) => match lease.installed() {
                     Ok(lease) => {
-                        let (len, asked) = (lease.len(), block.asked);
+                        let (len, asked) = (block.there(&lease), block.asked);
                         let after = block.position + u64::from(len);
                         self.flow.engine = lease.engine();
                         block.lease = Stage::Ready(lease, 0);
                         if !self.source.seekable {
                             self.next = after;
+                        } else if len < asked
+                            && self.source.direct
+                            && !after.is_multiple_of(SECTOR.into())
+                        {
+                            // A direct read ends within a sector only where the file does, and
+                            // cannot begin there.
+                            self.end = self.end.min(after);
+                            return self.blocks.truncate(index + 1);
                         } else if len < asked {
                             // The rest comes before what was fetched behind this block.
                             let asked = asked - len;
@@ -259,7 +276,7 @@ impl Stream<'_, '_> {
             Gate::Open | Gate::Waiting => return Ok(()),
             Gate::Shut => {
                 self.sink_gate = Gate::Waiting;
-                return self.ring.poll_writable(&self.files.sink, SINK_READY);
+                return self.ring.poll(&self.files.sink, libc::POLLOUT as u32, SINK_READY);
             }
         }
         self.broken = false;
@@ -276,7 +293,7 @@ impl Stream<'_, '_> {
                     Use::Write { offset: sink.offset(begin, block.position + u64::from(*done)) }
                 }
             };
-            (lease, *done, consumer)
+            (lease, *done..block.there(lease), consumer)
         });
         let mut positions = self.blocks.iter().map(|block| block.position);
         let batch = &mut self.batch;
@@ -335,9 +352,11 @@ impl Stream<'_, '_> {
         let Some(index) = self.blocks.iter().position(|block| block.position == position) else {
             return;
         };
-        if let Stage::Ready(lease, done) = &mut self.blocks[index].lease {
+        let block = &mut self.blocks[index];
+        if let Stage::Ready(lease, done) = &mut block.lease {
+            let there = lease.len().min(block.asked);
             *done += bytes;
-            if *done < lease.len() {
+            if *done < there {
                 self.broken = true;
             } else {
                 self.blocks.remove(index);

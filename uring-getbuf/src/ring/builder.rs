@@ -25,7 +25,9 @@ pub enum Setup {
     #[default]
     Cooperative,
     /// `SINGLE_ISSUER` and `DEFER_TASKRUN` (Linux 6.1): completions are processed only when the
-    /// ring is asked for events. Least overhead for a thread that serves one ring.
+    /// ring is asked for events. Least overhead for a thread that serves one ring. Before Linux
+    /// 7.3 its descriptor does not wake who polls it; in another event loop use an eventfd there
+    /// (`ring.submitter().register_eventfd`).
     DeferTaskrun,
     /// `SQPOLL`: a kernel thread submits; no system call while it is awake.
     SqPoll {

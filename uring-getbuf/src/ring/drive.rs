@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Driving a ring: what goes into its queues, what comes out, and how it ends.
 
+use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,7 @@ impl Ring {
         Ok(id)
     }
 
-    /// Queues consumers of leases of this ring, each of everything from an offset on, linked: one
+    /// Queues consumers of ranges of leases of this ring, linked: one
     /// that does not take everything counts as failed, and cancels those behind it.
     ///
     /// A link ends where a submission does, and with `SQPOLL` the kernel submits what it sees: so
@@ -90,20 +91,20 @@ impl Ring {
     pub(crate) fn use_in_order<'a>(
         &mut self,
         sink: &Attached,
-        uses: impl ExactSizeIterator<Item = (&'a Lease<Installed>, u32, Use)>,
+        uses: impl ExactSizeIterator<Item = (&'a Lease<Installed>, Range<u32>, Use)>,
         mut queued: impl FnMut(UseId),
     ) -> Result<()> {
         let place = sink.place_in(&self.files)?;
         let count = uses.len();
         self.make_room(count)?;
         let mut queue = self.uring.submission();
-        for (index, (lease, start, consumer)) in uses.enumerate() {
+        for (index, (lease, range, consumer)) in uses.enumerate() {
             debug_assert!(self.slots.owns(lease), "the lease belongs to another ring");
             let all = SendFlags::WAIT_ALL;
             let request = match consumer {
-                Use::Write { offset } => lease.write(start.., sink, offset),
-                Use::Send => lease.send(start.., sink, all),
-                Use::SendZc => lease.send_zc(start.., sink, all),
+                Use::Write { offset } => lease.write(range, sink, offset),
+                Use::Send => lease.send(range, sink, all),
+                Use::SendZc => lease.send_zc(range, sink, all),
             };
             let linked = if index + 1 < count { Flags::IO_LINK } else { Flags::empty() };
             let request = request?.flags(linked).token(place);
@@ -140,7 +141,7 @@ impl Ring {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
                     Some(libc::EAGAIN) => {
-                        self.poll_writable(sink, u32::MAX)?;
+                        self.poll(sink, libc::POLLOUT as u32, u32::MAX)?;
                         let ready =
                             |event: &Event| matches!(event, Event::Ready { token: u32::MAX, .. });
                         self.wait_event(ready)?;
@@ -152,7 +153,7 @@ impl Ring {
         Ok(())
     }
 
-    pub(super) fn poll(&mut self, file: &Attached, events: u32, token: u32) -> Result<()> {
+    pub(crate) fn poll(&mut self, file: &Attached, events: u32, token: u32) -> Result<()> {
         let place = file.place_in(&self.files)?;
         let entry = ops::PollAdd::new(Fixed(u32::from(place)), events | POLL_ALWAYS).build();
         self.push_own(&entry, POLL, u64::from(place) << 32 | u64::from(token))?;
@@ -177,6 +178,20 @@ impl Ring {
     /// Whether the slots have something to send.
     pub(crate) fn has_requests(&self) -> bool {
         self.slots.has_requests()
+    }
+
+    /// If no slot is free, sees to it that those are which only have to be emptied.
+    pub(crate) fn empty_slots(&mut self) -> Result<()> {
+        while self.slots.free() == 0 && self.slots.is_emptying() {
+            self.flush()?;
+            if self.slots.free() == 0 {
+                self.enter(1, None)?;
+            }
+            while let Some(event) = self.next_completion() {
+                self.keep(event);
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn queue_capacity(&self) -> usize {
@@ -238,7 +253,7 @@ impl Ring {
     }
 
     #[inline]
-    pub(super) fn sweep(&mut self) {
+    pub(crate) fn sweep(&mut self) {
         if self.files.any_vacant() {
             self.unregister_vacant();
         }

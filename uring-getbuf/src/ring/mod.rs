@@ -9,7 +9,8 @@
 //! # In another event loop
 //!
 //! The ring is an [`AsFd`]: its descriptor polls readable when there is something to do. Then call
-//! [`submit`](Ring::submit), which never blocks, and take events until there are none.
+//! [`submit`](Ring::submit), which never blocks, and take events until there are none. See
+//! [`Setup::DeferTaskrun`] for what that takes with older kernels.
 //!
 //! # Together with other requests
 //!
@@ -74,6 +75,17 @@ pub struct Ring {
     support: Support,
     /// `/dev/getbuf`, with the module engine.
     device: Option<Attached>,
+}
+
+/// The largest token of a wait for readiness. Those above are for waits of the ring's own.
+pub const MAX_TOKEN: u32 = u32::MAX - 3;
+
+fn check_token(token: u32) -> Result<u32> {
+    if token <= MAX_TOKEN {
+        return Ok(token);
+    }
+    let what = format!("a wait with the token {token}: the largest one is {MAX_TOKEN}");
+    Err(Error::new(ErrorKind::InvalidInput, what))
 }
 
 assert_not_impl_any!(Ring: Send, Sync);
@@ -307,9 +319,10 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// [`WrongRing`](ErrorKind::WrongRing), and those of [`submit`](Self::submit).
+    /// [`WrongRing`](ErrorKind::WrongRing), [`InvalidInput`](ErrorKind::InvalidInput) for a token
+    /// above [`MAX_TOKEN`], and those of [`submit`](Self::submit).
     pub fn poll_readable(&mut self, file: &Attached, token: u32) -> Result<()> {
-        self.poll(file, libc::POLLIN as u32, token)
+        self.poll(file, libc::POLLIN as u32, check_token(token)?)
     }
 
     /// Queues a wait until a file can be written to. [`Event::Ready`] gives `token` back.
@@ -318,7 +331,7 @@ impl Ring {
     ///
     /// As [`poll_readable`](Self::poll_readable).
     pub fn poll_writable(&mut self, file: &Attached, token: u32) -> Result<()> {
-        self.poll(file, libc::POLLOUT as u32, token)
+        self.poll(file, libc::POLLOUT as u32, check_token(token)?)
     }
 
     /// Queues the cancellation of every request that names a file. Each of them completes, with

@@ -266,6 +266,11 @@ impl Slots {
         self.core.in_flight()
     }
 
+    /// Whether a slot is on its way to be emptied, or to be filled once more.
+    pub(crate) fn is_emptying(&self) -> bool {
+        self.core.is_emptying()
+    }
+
     pub(crate) fn tag(&self) -> u8 {
         self.core.tag()
     }

@@ -287,6 +287,10 @@ impl Core {
         counted - waiting as u64
     }
 
+    pub(super) fn is_emptying(&self) -> bool {
+        self.slots.iter().any(|slot| slot.is(is::QUEUED | is::RELEASING))
+    }
+
     pub(super) fn tag(&self) -> u8 {
         (self.tag >> user_data::TAG_SHIFT) as u8
     }
