@@ -1,9 +1,344 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Cases that need a process of their own: this executable, started once more.
 
-use std::process::ExitCode;
+use std::fs::File;
+use std::mem;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+
+use getbuf_tests::{Folder, Rig, Stop, Verdict, pattern, skip, tcp};
+use uring_getbuf::chain::ChainOutcome;
+use uring_getbuf::engine::Engine;
+use uring_getbuf::relay::Relay;
+use uring_getbuf::ring::{Ring, Setup};
+use uring_getbuf::{ErrorKind, SendFlags};
+
+use crate::Case;
+
+/// The first argument that says that it was started by a case.
 pub(crate) const FLAG: &str = "--child";
-pub(crate) const CASES: &[crate::Case] = &[];
-pub(crate) fn main(_: &[String]) -> ExitCode {
-    ExitCode::FAILURE
+
+pub(crate) const CASES: &[Case] = &[
+    ("memory_limit", memory_limit),
+    ("steady_state_system_calls", steady_state_system_calls),
+    ("no_rings_allowed", no_rings_allowed),
+];
+
+/// What the child prints before its first and after its last lease of the steady state, by asking
+/// for the process group of a process that cannot be.
+const MARK: libc::pid_t = 0x7eed_5eed;
+/// Leases between the marks.
+const LEASES: u64 = 400;
+
+pub(crate) fn main(arguments: &[String]) -> ExitCode {
+    let [what, engine] = arguments else { return ExitCode::FAILURE };
+    let Ok(engine) = engine.parse() else { return ExitCode::FAILURE };
+    let done = match what.as_str() {
+        "memory_limit" => under_a_memory_limit(engine),
+        "no_rings" => without_rings(),
+        "steady" => steady(engine),
+        _ => Err(Stop::Fail(format!("no child {what}"))),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop::Skip(reason)) => {
+            println!("{reason}");
+            ExitCode::from(77)
+        }
+        Err(Stop::Fail(how)) => {
+            println!("{how}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn child(what: &str, rig: &Rig) -> Result<Command, Stop> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args([FLAG, what, rig.engine.name()]);
+    Ok(command)
+}
+
+/// What the child's status and words come to.
+fn judge(status: ExitStatus, said: &[u8]) -> Verdict {
+    let said = String::from_utf8_lossy(said);
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(77) => skip(said.trim()),
+        _ => Err(Stop::Fail(format!("the child: {status}: {}", said.trim()))),
+    }
+}
+
+fn run(what: &str, rig: &Rig) -> Verdict {
+    let output = child(what, rig)?.stderr(Stdio::inherit()).output()?;
+    judge(output.status, &output.stdout)
+}
+
+fn memory_limit(rig: &Rig) -> Verdict {
+    run("memory_limit", rig)
+}
+
+/// With little memory that may be locked, and without the privilege to go beyond.
+fn under_a_memory_limit(engine: Engine) -> Verdict {
+    const LIMIT: u64 = 64 << 10;
+    let limit = libc::rlimit { rlim_cur: LIMIT, rlim_max: LIMIT };
+    // SAFETY: the limits are read from a structure that lives until the call returns.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } != 0 {
+        return skip("RLIMIT_MEMLOCK cannot be set");
+    }
+    // SAFETY: takes no memory; this process has one thread.
+    if unsafe { libc::geteuid() } == 0 {
+        let nobody = 65_534;
+        // SAFETY: as above.
+        if unsafe { libc::setresuid(nobody, nobody, nobody) } != 0 {
+            return skip("root cannot become somebody without CAP_IPC_LOCK here");
+        }
+    }
+    let build = |slots, size| Ring::builder().engine(engine).slots(slots).block_size(size).build();
+    let error = match build(32, 16 << 10) {
+        Err(error) => error,
+        Ok(_) => return Err(Stop::Fail("512 KiB were pinned under a limit of 64 KiB".into())),
+    };
+    let text = error.to_string();
+    assert_eq!(error.kind(), ErrorKind::MemoryLimit, "{text}");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOMEM), "{text}");
+    assert!(text.contains("RLIMIT_MEMLOCK") && text.contains("65536"), "{text}");
+    // The number that it names fits, or fits together with what the ring itself has pinned.
+    assert!(text.contains("at most 4 slots"), "{text}");
+    let ring = build(2, 16 << 10)?;
+    assert_eq!(ring.capacity(), 2);
+    Ok(())
+}
+
+/// Where the system lets nobody make a ring, everything says why, and nothing panics.
+fn no_rings_allowed(rig: &Rig) -> Verdict {
+    run("no_rings", rig)
+}
+
+fn without_rings() -> Verdict {
+    // Every io_uring_setup(2) is EPERM from here on, as in many containers.
+    let filter = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let deny = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let mut program = [
+        // The number of the call.
+        filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_io_uring_setup as u32),
+        filter(libc::BPF_RET | libc::BPF_K, 0, 0, deny),
+        filter(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
+    // SAFETY: takes numbers only.
+    let privileges = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    // SAFETY: the kernel copies the program, which lives until the call returns.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+    };
+    if (privileges, set) != (0, 0) {
+        return skip("this kernel has no seccomp filters");
+    }
+    let support = uring_getbuf::probe::Support::detect();
+    for engine in Engine::ALL {
+        let reason = support.engine(engine).expect_err("there is no ring");
+        assert!(reason.contains("forbidden") || reason.contains("switched off"), "{reason}");
+    }
+    assert_eq!(support.best().expect_err("none").kind(), ErrorKind::Unavailable);
+    assert_eq!(Ring::new().expect_err("none").kind(), ErrorKind::Unavailable);
+    Ok(())
+}
+
+fn mark() {
+    // SAFETY: takes a number only, and finds no such process.
+    unsafe { libc::getpgid(MARK) };
+}
+
+/// In the steady state there is no system call but `io_uring_enter`, and fewer of them than leases:
+/// in chains, step by step in batches, and in relays of both kinds.
+fn steady_state_system_calls(rig: &Rig) -> Verdict {
+    let mut command = child("steady", rig)?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    // SAFETY: between fork and exec the child only asks to be traced, which allocates nothing.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+            match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let Ok(child) = command.spawn() else { return skip("a child cannot be traced here") };
+    let counted = trace(child.id() as libc::pid_t);
+    let output = child.wait_with_output();
+    let (status, sections) = counted?;
+    if let Ok(output) = output {
+        judge(status, &output.stdout)?;
+    } else {
+        judge(status, b"")?;
+    }
+    assert_eq!(sections.len(), 4, "four sections");
+    for (what, section) in
+        ["chains", "step by step", "relay to a file", "relay to a socket"].iter().zip(sections)
+    {
+        println!("{what}: {} io_uring_enter for {LEASES} leases", section.enters);
+        assert_eq!(section.others, [], "{what}: other system calls, by number");
+        assert!(section.enters > 0, "{what}: none was seen at all");
+        assert!(section.enters < LEASES, "{what}: {} enters", section.enters);
+    }
+    Ok(())
+}
+
+#[derive(Debug, Default)]
+struct Section {
+    enters: u64,
+    others: Vec<u64>,
+}
+
+/// Lets a traced child run to its end, and counts its system calls between marks.
+fn trace(pid: libc::pid_t) -> Result<(ExitStatus, Vec<Section>), Stop> {
+    let (mut sections, mut inside, mut first) = (Vec::new(), false, true);
+    loop {
+        let mut status = 0;
+        // SAFETY: the status is written to a variable that lives until the call returns.
+        if unsafe { libc::waitpid(pid, &raw mut status, 0) } != pid {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        if !libc::WIFSTOPPED(status) {
+            return Ok((ExitStatus::from_raw(status), sections));
+        }
+        let mut signal = libc::WSTOPSIG(status);
+        if mem::take(&mut first) {
+            // The stop after exec. From here on, stops at system calls are told from signals.
+            let options = libc::PTRACE_O_TRACESYSGOOD;
+            // SAFETY: the child is stopped; takes numbers only.
+            unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, pid, 0, options) };
+            signal = 0;
+        } else if signal == libc::SIGTRAP | 0x80 {
+            signal = 0;
+            // SAFETY: all zeroes is plain data.
+            let mut call: libc::ptrace_syscall_info = unsafe { mem::zeroed() };
+            let size = size_of_val(&call);
+            // SAFETY: the child is stopped, and the kernel writes at most `size` bytes.
+            let got = unsafe {
+                libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, pid, size, &raw mut call)
+            };
+            if got <= 0 {
+                // SAFETY: takes numbers only; it is our own child.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+                return skip("this kernel does not tell a tracer about system calls");
+            }
+            if call.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
+                // SAFETY: at an entry the kernel has filled this member.
+                let (number, argument) = unsafe { (call.u.entry.nr, call.u.entry.args[0]) };
+                if number == libc::SYS_getpgid as u64 && argument == MARK as u64 {
+                    inside = !inside;
+                    if inside {
+                        sections.push(Section::default());
+                    }
+                } else if let (true, Some(section)) = (inside, sections.last_mut()) {
+                    match number == libc::SYS_io_uring_enter as u64 {
+                        true => section.enters += 1,
+                        false => section.others.push(number),
+                    }
+                }
+            }
+        }
+        // SAFETY: the child is stopped; takes numbers only.
+        unsafe { libc::ptrace(libc::PTRACE_SYSCALL, pid, 0, signal) };
+    }
+}
+
+/// Marks where a relay is in its steady state: not its first blocks, not its last.
+fn relay_marked(ring: &mut Ring, relay: Relay<'_>, bytes: u64) -> Verdict {
+    let (begin, end) = (bytes / 10, bytes / 10 + LEASES * 4096);
+    let mut marks = 0;
+    let relay = relay.on_progress(|progress| {
+        if (marks == 0 && progress.bytes >= begin) || (marks == 1 && progress.bytes >= end) {
+            marks += 1;
+            mark();
+        }
+    });
+    relay.run(ring)?;
+    if marks == 2 { Ok(()) } else { Err(Stop::Fail("the relay was over too soon".into())) }
+}
+
+fn steady(engine: Engine) -> Verdict {
+    let blocks = LEASES * 2;
+    let (folder, content) = (Folder::new()?, pattern(1, blocks as usize * 4096));
+    let mut ring = Ring::builder()
+        .engine(engine)
+        .setup(Setup::Cooperative)
+        .slots(16)
+        .block_size(4096)
+        .build()?;
+    let file = folder.source(&content)?;
+    let sink_file = folder.sink()?;
+    let null = File::create("/dev/null")?;
+    let (near, far) = tcp()?;
+    let drain = getbuf_tests::reader(far);
+    let source = ring.attach(&file)?;
+    let sink = ring.attach(&sink_file)?;
+    let socket = ring.attach(&near)?;
+    let nowhere = ring.attach(&null)?;
+
+    // Once through everything, so that what is allocated once is there.
+    let chains = |ring: &mut Ring, count: u64| -> Verdict {
+        let mut done = 0;
+        while done < count {
+            for index in 0..16 {
+                let offset = (done + index) % blocks * 4096;
+                ring.chain_write(&source, offset, 4096, &sink, offset)?;
+            }
+            while ring.free() < 16 {
+                // One of these calls serves many.
+                ring.wait((16 - ring.free()).div_ceil(2))?;
+                while let Some(event) = ring.next_event() {
+                    if let uring_getbuf::slots::Event::Chained { outcome, .. } = event {
+                        assert_eq!(outcome, ChainOutcome::Done(4096));
+                        done += 1;
+                    }
+                }
+            }
+        }
+        Ok(())
+    };
+    chains(&mut ring, 32)?;
+    mark();
+    chains(&mut ring, LEASES)?;
+    mark();
+
+    let mut leases = Vec::with_capacity(16);
+    let mut uses = Vec::with_capacity(16);
+    let mut steps = |ring: &mut Ring, count: u64| -> Verdict {
+        for round in 0..count / 8 {
+            let mut fetched = [const { None }; 8];
+            for (index, place) in fetched.iter_mut().enumerate() {
+                let offset = (round * 8 + index as u64) % blocks * 4096;
+                *place = Some(ring.fetch(&source, offset, 4096)?);
+            }
+            for lease in fetched.into_iter().flatten() {
+                leases.extend(ring.wait_installed(lease)?);
+            }
+            for (index, lease) in leases.iter().enumerate() {
+                uses.push(match index % 2 {
+                    0 => ring.write(lease, .., &nowhere, uring_getbuf::STREAM)?,
+                    _ => ring.send(lease, ..64, &socket, SendFlags::NONE)?,
+                });
+            }
+            for id in uses.drain(..) {
+                ring.wait_used(id)?;
+            }
+            leases.clear();
+        }
+        Ok(())
+    };
+    steps(&mut ring, 32)?;
+    mark();
+    steps(&mut ring, LEASES)?;
+    mark();
+
+    drop((source, sink, socket, nowhere));
+    ring.submit()?;
+    relay_marked(&mut ring, Relay::new(&file, &sink_file), content.len() as u64)?;
+    relay_marked(&mut ring, Relay::new(&file, &near), content.len() as u64)?;
+    drop((ring, near));
+    let _ = drain.join();
+    Ok(())
 }

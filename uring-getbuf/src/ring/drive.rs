@@ -441,11 +441,15 @@ impl Drop for Ring {
         // than free it under one that is left.
         let all = ops::AsyncCancel2::new(CancelBuilder::any().all()).build();
         let deadline = Instant::now() + DRAIN;
-        let mut sent = self.push_own(&all, CANCEL, 0).is_ok();
-        while sent && self.slots.in_flight() > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            sent = !left.is_zero() && self.enter(1, Some(left)).is_ok();
+        while self.slots.in_flight() > 0 && Instant::now() < deadline {
+            // Again and again: a link may have gone on meanwhile to a request that was not there
+            // to be cancelled. Two completions: the cancellation's own, and one that it brought.
+            let sent =
+                self.push_own(&all, CANCEL, 0).and_then(|()| self.enter(2, Some(DRAIN / 50)));
             while self.next_completion().is_some() {}
+            if sent.is_err() {
+                break;
+            }
         }
         if self.slots.in_flight() > 0 {
             self.slots.leak();
