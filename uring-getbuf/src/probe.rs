@@ -205,8 +205,10 @@ impl Support {
         self.opcode.as_ref().ok().and_then(|(_, put_buf)| *put_buf)
     }
 
-    /// Whether the module replaces what is in a slot.
-    pub(crate) fn module_replaces(&self) -> bool {
+    /// Whether the module replaces what is in a slot; see
+    /// [`slots::Builder::replace`](crate::slots::Builder::replace).
+    #[must_use]
+    pub fn module_replaces(&self) -> bool {
         let features = self.module.as_ref().copied().unwrap_or(0);
         features & u64::from(sys::GETBUF_FEAT_REPLACE) != 0
     }

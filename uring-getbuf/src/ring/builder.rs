@@ -151,11 +151,17 @@ impl Builder {
         submitter
             .register_buffers_sparse(u32::from(pool_index) + 1)
             .map_err(|error| Error::io(ErrorKind::Ring, &error, "registering the slots"))?;
-        let vector = libc::iovec { iov_base: pool.base().cast(), iov_len: pool.bytes() };
-        // SAFETY: the pool is one mapping of that many bytes. The kernel pins its pages, so it may
-        // even be unmapped while they are registered.
-        unsafe { submitter.register_buffers_update(u32::from(pool_index), &[vector], None) }
-            .map_err(|error| self.pool_refused(&error, &support, &pool))?;
+        let pin = |blocks: u16| {
+            let iov_len = usize::from(blocks) * pool.block_size() as usize;
+            let vector = libc::iovec { iov_base: pool.base().cast(), iov_len };
+            // SAFETY: the pool is one mapping of at least that many bytes. The kernel pins its
+            // pages, so it may even be unmapped while they are registered.
+            unsafe { submitter.register_buffers_update(u32::from(pool_index), &[vector], None) }
+        };
+        // Each attempt takes the place of the one before, whose memory counts no more.
+        pin(self.slots).map_err(|error| {
+            self.pool_refused(&error, &support, &pool, |blocks| pin(blocks).is_ok())
+        })?;
         Ok(Ring {
             slots: slots.pool(pool, pool_index).build()?,
             files,
@@ -220,28 +226,44 @@ impl Builder {
         })
     }
 
-    fn pool_refused(&self, error: &io::Error, support: &Support, pool: &Pool) -> Error {
+    fn pool_refused(
+        &self,
+        error: &io::Error,
+        support: &Support,
+        pool: &Pool,
+        fits: impl FnMut(u16) -> bool,
+    ) -> Error {
         let bytes = pool.bytes();
-        let limit = support.memlock_limit().filter(|limit| *limit < bytes as u64);
-        let what = match (error.raw_os_error(), limit) {
-            (Some(libc::ENOMEM), Some(limit)) => format!(
-                "pinning the pool of {} slots of {} bytes: {bytes} bytes are more than \
-                 RLIMIT_MEMLOCK allows ({limit} bytes); at most {} slots of this size would fit. \
-                 Use fewer or smaller ones, or raise the limit (ulimit -l)",
-                self.slots,
-                pool.block_size(),
-                limit / u64::from(pool.block_size()),
+        if error.raw_os_error() != Some(libc::ENOMEM) {
+            let what = format!("pinning the pool of {bytes} bytes");
+            return Error::io(ErrorKind::MemoryLimit, error, what);
+        }
+        let why = match support.memlock_limit() {
+            Some(limit) => format!(
+                "RLIMIT_MEMLOCK allows {limit} bytes for everything that this user pins, rings \
+                 included"
             ),
-            (Some(libc::ENOMEM), None) => format!(
-                "pinning the pool of {} slots of {} bytes ({bytes} bytes): the memory is not \
-                 there, or what else this user has pinned leaves too little of RLIMIT_MEMLOCK",
-                self.slots,
-                pool.block_size(),
-            ),
-            _ => format!("pinning the pool of {bytes} bytes"),
+            None => "the memory is not there".into(),
         };
+        let what = format!(
+            "pinning the pool of {} slots of {} bytes ({bytes} bytes): {why}; at most {} slots of \
+             this size would fit now. Use fewer or smaller ones, or raise the limit (ulimit -l)",
+            self.slots,
+            pool.block_size(),
+            most(self.slots, fits),
+        );
         Error::io(ErrorKind::MemoryLimit, error, what)
     }
+}
+
+/// The largest number below `limit` that fits, 0 if none does.
+fn most(limit: u16, mut fits: impl FnMut(u16) -> bool) -> u16 {
+    let (mut good, mut bad) = (0, limit);
+    while bad - good > 1 {
+        let middle = good.midpoint(bad);
+        if fits(middle) { good = middle } else { bad = middle }
+    }
+    good
 }
 
 /// Attaches `/dev/getbuf` itself.
@@ -254,4 +276,18 @@ fn attach_device(uring: &IoUring, files: &Rc<Files>) -> Result<Attached> {
         .register_files_update(place.index(), &[device.as_raw_fd()])
         .map_err(|error| Error::io(ErrorKind::Ring, &error, "attaching /dev/getbuf"))?;
     Ok(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::most;
+
+    #[test]
+    fn the_largest_number_that_fits_is_found() {
+        for limit in 1..40 {
+            for fits in 0..limit {
+                assert_eq!(most(limit, |number| number <= fits), fits);
+            }
+        }
+    }
 }

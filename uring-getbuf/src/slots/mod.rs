@@ -187,6 +187,14 @@ impl Slots {
         self.core.chain(chain)
     }
 
+    /// How many requests a [`Chain`] from this source will be: what [`PreparedChain::len`] says of
+    /// it, without a chain.
+    #[inline]
+    #[must_use]
+    pub fn chain_len(&self, source: impl Into<Source>) -> usize {
+        self.core.chain_len_from(source.into())
+    }
+
     /// Whether a completion with this `user_data` is for [`complete`](Self::complete).
     #[inline]
     #[must_use]
@@ -261,8 +269,10 @@ impl Slots {
         mem::forget(Rc::clone(&self.core));
     }
 
-    /// Requests that have not had their last completion.
-    pub(crate) fn in_flight(&self) -> u64 {
+    /// Requests that have not had their last completion. While there are any, the slots must not
+    /// be dropped.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
         self.core.in_flight()
     }
 

@@ -521,6 +521,20 @@ impl Core {
         if self.chain_releases(self.slot(index)) { 3 } else { 2 }
     }
 
+    /// How many requests a chain from this source will have.
+    #[inline]
+    pub(super) fn chain_len_from(&self, source: Source) -> usize {
+        match self.lending {
+            Some(lending)
+                if lending.chain_releases()
+                    && (source.lent_by(lending.lender).is_some() || self.pool.is_none()) =>
+            {
+                3
+            }
+            _ => 2,
+        }
+    }
+
     /// The linked requests of a chain, in their order.
     ///
     /// Where the chain ends with the release, the links are hard, so that the slot is emptied in
