@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Generates `uring-getbuf-sys/src/bindings.rs` from `include/getbuf_uapi.h`.
+//! Generates what is generated: `uring-getbuf-sys/src/bindings.rs` from `include/getbuf_uapi.h`, and
+//! `include/getbuf.h` from `capi/src`.
 //!
-//! `codegen ROOT` writes the file, `codegen ROOT --check` fails if the file is not what would be
+//! `codegen ROOT` writes the files, `codegen ROOT --check` fails if a file is not what would be
 //! written. A crate of its own because bindgen needs libclang when it runs and is slow to build;
 //! `cargo xtask codegen` calls it, and nobody else has to.
 
+use std::error::Error;
+use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-const BINDINGS: &str = "uring-getbuf-sys/src/bindings.rs";
+type Generate = fn(&Path) -> Result<String, Box<dyn Error>>;
+
+/// Each generated file, and how it is made.
+const FILES: [(&str, Generate); 2] =
+    [("uring-getbuf-sys/src/bindings.rs", bindings), ("include/getbuf.h", header)];
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -16,32 +23,31 @@ fn main() -> ExitCode {
         eprintln!("usage: codegen ROOT [--check]");
         return ExitCode::from(2);
     };
-    let path = Path::new(&root).join(BINDINGS);
-    let text = match bindings(Path::new(&root)) {
-        Ok(text) => text,
-        Err(error) => {
-            eprintln!("bindgen: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    if check {
-        if std::fs::read_to_string(&path).is_ok_and(|now| now == text) {
-            return ExitCode::SUCCESS;
-        }
-        eprintln!("{BINDINGS} is not what bindgen writes; run `cargo xtask codegen`");
-        return ExitCode::FAILURE;
-    }
-    match std::fs::write(&path, text) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{BINDINGS}: {error}");
-            ExitCode::FAILURE
+    let mut verdict = ExitCode::SUCCESS;
+    for (file, generate) in FILES {
+        if let Err(error) = bring(Path::new(&root), file, generate, check) {
+            eprintln!("{file}: {error}");
+            verdict = ExitCode::FAILURE;
         }
     }
+    verdict
 }
 
-fn bindings(root: &Path) -> Result<String, bindgen::BindgenError> {
-    bindgen::Builder::default()
+/// Writes a file, or checks that it is current.
+fn bring(root: &Path, file: &str, generate: Generate, check: bool) -> Result<(), Box<dyn Error>> {
+    let text = generate(root)?;
+    let path = root.join(file);
+    if !check {
+        return Ok(fs::write(path, text)?);
+    }
+    if fs::read_to_string(path).is_ok_and(|now| now == text) {
+        return Ok(());
+    }
+    Err("it is not what would be generated; run `cargo xtask codegen`".into())
+}
+
+fn bindings(root: &Path) -> Result<String, Box<dyn Error>> {
+    let bindings = bindgen::Builder::default()
         .header(root.join("include/getbuf_uapi.h").display().to_string())
         // A fixed target: the output must not depend on the machine that runs it. The layout is
         // the same on every target that the crate accepts, and asserted there.
@@ -58,6 +64,58 @@ fn bindings(root: &Path) -> Result<String, bindgen::BindgenError> {
         .generate_comments(true)
         .layout_tests(true)
         .rust_target(bindgen::RustTarget::stable(88, 0).ok().unwrap_or_default())
-        .generate()
-        .map(|bindings| bindings.to_string())
+        .generate()?;
+    Ok(bindings.to_string())
+}
+
+fn header(root: &Path) -> Result<String, Box<dyn Error>> {
+    let capi = root.join("capi");
+    let config = cbindgen::Config::from_file(capi.join("cbindgen.toml"))?;
+    let bindings = cbindgen::Builder::new()
+        .with_config(config)
+        .with_src(capi.join("src/lib.rs"))
+        .generate()?;
+    let mut text = Vec::new();
+    bindings.write(&mut text);
+    Ok(tidied(&String::from_utf8(text)?))
+}
+
+/// Leaves out the section of a comment that says to Rust what C takes for granted, and has
+/// comments of one line in one line.
+fn tidied(header: &str) -> String {
+    let mut kept: Vec<String> = Vec::new();
+    let mut skips = false;
+    for line in header.lines() {
+        let last = |lines: &[String], back: usize| {
+            lines.len().checked_sub(back).map(|at| lines[at].trim().to_owned())
+        };
+        match line.trim() {
+            "* # Safety" => {
+                skips = true;
+                // With the empty line before it.
+                if last(&kept, 1).as_deref() == Some("*") {
+                    kept.pop();
+                }
+            }
+            "*/" => {
+                skips = false;
+                if last(&kept, 2).as_deref() == Some("/**")
+                    && let Some(only) = last(&kept, 1)
+                {
+                    kept.pop();
+                    let indent: String =
+                        line.chars().take_while(|letter| letter.is_whitespace()).collect();
+                    let indent = indent.strip_suffix(' ').unwrap_or(&indent);
+                    kept.pop();
+                    kept.push(format!("{indent}/** {} */", only.trim_start_matches("* ")));
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        if !skips {
+            kept.push(line.to_owned());
+        }
+    }
+    kept.join("\n") + "\n"
 }

@@ -1,0 +1,535 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Requests: each of these functions fills one SQE, or those of a chain, that the caller took from
+//! its ring.
+
+use std::ffi::{c_int, c_void};
+use std::ops::Range;
+use std::slice;
+
+use io_uring::squeue::Entry;
+use io_uring::types::{Fd, Fixed};
+use uring_getbuf::SendFlags;
+use uring_getbuf::chain::Chain;
+use uring_getbuf::consume::Consumer;
+use uring_getbuf::engine::Source;
+use uring_getbuf::opcode::Target;
+use uring_getbuf::slots::{DEFAULT_TAG, Outgoing};
+
+use crate::abi::{
+    GETBUF_FILE_BOUND, GETBUF_FILE_BOUND_FIXED, GETBUF_FILE_COPIED, GETBUF_FILE_FIXED,
+    GETBUF_RANGES_MAX, GETBUF_SEND, GETBUF_SEND_ZC, GETBUF_WRITE, getbuf_chain, getbuf_file,
+    getbuf_lease, getbuf_range, io_uring_sqe,
+};
+use crate::create::read_sized;
+use crate::errors::{Outcome, number, told};
+use crate::slots::{Held, getbuf};
+use crate::sqe::{Sqes, fill, waste};
+
+const FILE_FLAGS: u32 =
+    GETBUF_FILE_FIXED | GETBUF_FILE_COPIED | GETBUF_FILE_BOUND | GETBUF_FILE_BOUND_FIXED;
+
+/// Looks at a file that C names.
+///
+/// # Safety
+///
+/// `file` is null or can be read.
+#[inline]
+unsafe fn file<'a>(file: *const getbuf_file) -> Outcome<&'a getbuf_file> {
+    // SAFETY: the caller's promise.
+    let file = unsafe { file.as_ref() }.ok_or(libc::EINVAL)?;
+    if file.flags & !FILE_FLAGS != 0 || file.reserved != 0 {
+        return Err(libc::EINVAL);
+    }
+    Ok(file)
+}
+
+impl getbuf_file {
+    #[inline]
+    fn target(&self) -> Outcome<Target> {
+        target(self.fd, self.flags & GETBUF_FILE_FIXED != 0)
+    }
+
+    #[inline]
+    fn source(&self) -> Outcome<Source> {
+        let target = self.target()?;
+        if self.flags & !GETBUF_FILE_FIXED == 0 {
+            return Ok(target.into());
+        }
+        if self.flags & GETBUF_FILE_COPIED != 0 {
+            return Ok(Source::copied(target));
+        }
+        if self.flags & GETBUF_FILE_BOUND == 0 {
+            return Err(libc::EINVAL);
+        }
+        let bound = crate::fetch::target(self.bound, self.flags & GETBUF_FILE_BOUND_FIXED != 0)?;
+        Ok(Source::bound(target, bound))
+    }
+}
+
+#[inline]
+fn target(fd: c_int, fixed: bool) -> Outcome<Target> {
+    match (u32::try_from(fd), fixed) {
+        (Ok(index), true) => Ok(Fixed(index).into()),
+        (Ok(_), false) => Ok(Fd(fd).into()),
+        (Err(_), _) => Err(libc::EBADF),
+    }
+}
+
+fn send_flags(bits: c_int) -> Outcome<SendFlags> {
+    let mut flags = SendFlags::NONE;
+    for (bit, flag) in [
+        (libc::MSG_MORE, SendFlags::MORE),
+        (libc::MSG_WAITALL, SendFlags::WAIT_ALL),
+        (libc::MSG_DONTWAIT, SendFlags::DONT_WAIT),
+        (libc::MSG_NOSIGNAL, SendFlags::NONE),
+    ] {
+        if bits & bit != 0 {
+            flags |= flag;
+        }
+    }
+    let known = libc::MSG_MORE | libc::MSG_WAITALL | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    if bits & !known == 0 { Ok(flags) } else { Err(libc::EINVAL) }
+}
+
+/// Makes a request, and fills the SQE with it; or makes the SQE harmless and says why.
+///
+/// # Safety
+///
+/// `getbuf` is null or live, and used by nobody else now; `sqe` is null or can be written to.
+#[inline]
+unsafe fn request(
+    getbuf: *mut getbuf,
+    sqe: *mut io_uring_sqe,
+    make: impl FnOnce(&mut getbuf) -> Outcome<Entry>,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let (made, tag) = match unsafe { getbuf.as_mut() } {
+        Some(getbuf) if !sqe.is_null() => (make(getbuf), getbuf.tag),
+        Some(getbuf) => (Err(libc::EINVAL), getbuf.tag),
+        None => (Err(libc::EINVAL), DEFAULT_TAG),
+    };
+    match made {
+        Ok(entry) => {
+            // SAFETY: not null, and the caller's promise.
+            unsafe { fill(sqe, &entry) };
+            0
+        }
+        Err(errno) => {
+            // SAFETY: the caller's promise.
+            unsafe { waste(sqe, tag) };
+            -errno
+        }
+    }
+}
+
+/// Reserves a slot and fills sqe with the fetch of up to len bytes at offset of source
+/// (GETBUF_STREAM: where a stream stands) into it. 0, and the lease in *lease. data comes back in
+/// every event of the lease.
+///
+/// As soon as the completion has been given to getbuf_complete(), which answers
+/// GETBUF_EVENT_FETCHED with more than 0 bytes, the lease can be used. It holds its slot until
+/// getbuf_release().
+///
+/// -EINVAL: NULL, an unknown flag, a len of 0 or of more than getbuf_stats.max_fetch. -EBADF: a
+/// negative descriptor. -ENOBUFS: every slot is taken; release a lease, or let requests complete.
+///
+/// # Safety
+///
+/// `getbuf` is null or live; the others are null or what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_fetch(
+    getbuf: *mut getbuf,
+    sqe: *mut io_uring_sqe,
+    source: *const getbuf_file,
+    offset: u64,
+    len: u32,
+    data: *mut c_void,
+    lease: *mut getbuf_lease,
+) -> c_int {
+    let make = |getbuf: &mut getbuf| {
+        // SAFETY: the caller's promise.
+        let source = unsafe { file(source) }?.source()?;
+        if lease.is_null() || len == 0 || len > getbuf.slots.max_fetch() {
+            return Err(libc::EINVAL);
+        }
+        if getbuf.slots.free() == 0 {
+            return Err(libc::ENOBUFS);
+        }
+        let (fetched, request) = getbuf.slots.fetch(source, offset, len).map_err(number)?;
+        let entry = request.into_entry();
+        let value = getbuf.hand_out(fetched.id().slot(), Held::Fetched(fetched), data);
+        // SAFETY: not null, and the caller's promise.
+        unsafe { *lease = value };
+        Ok(entry)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { request(getbuf, sqe, make) }
+}
+
+/// Bytes of a lease to a file.
+///
+/// # Safety
+///
+/// As `getbuf_write`.
+#[inline]
+unsafe fn consume(
+    getbuf: *mut getbuf,
+    sqe: *mut io_uring_sqe,
+    lease: getbuf_lease,
+    range: getbuf_range,
+    sink: *const getbuf_file,
+    consumer: impl FnOnce(Target) -> Outcome<Consumer>,
+) -> c_int {
+    let make = |getbuf: &mut getbuf| {
+        let lease = getbuf.installed(lease)?;
+        // SAFETY: the caller's promise.
+        let sink = unsafe { file(sink) }?;
+        let end = range.start.checked_add(range.len).ok_or(libc::ERANGE)?;
+        let consumer = consumer(sink.target()?)?;
+        let request = lease.consume(range.start..end, consumer).map_err(number)?;
+        Ok(request.token(sink.token).into_entry())
+    };
+    // SAFETY: the caller's promise.
+    unsafe { request(getbuf, sqe, make) }
+}
+
+/// Fills sqe with a write of len bytes from start of the lease to offset of sink (GETBUF_STREAM:
+/// where it stands). GETBUF_EVENT_USED tells what it wrote. The lease may be released at once: its
+/// bytes stay until the write is done. Flags such as IOSQE_IO_LINK may be added to sqe afterwards;
+/// user_data may not be changed.
+///
+/// -EINVAL: NULL, an unknown flag, a lease that is zero or a chain. -EXDEV: a lease of other slots.
+/// -ENOENT: the lease is over. -EBUSY: its fetch is not done, or 256 requests use it. -ERANGE: the
+/// bytes are none, or not all in the lease. -EBADF: a negative descriptor.
+///
+/// # Safety
+///
+/// `getbuf` is null or live; the others are null or what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_write(
+    getbuf: *mut getbuf,
+    sqe: *mut io_uring_sqe,
+    lease: getbuf_lease,
+    start: u32,
+    len: u32,
+    sink: *const getbuf_file,
+    offset: u64,
+) -> c_int {
+    let write = |sink| Ok(Consumer::Write { sink, offset });
+    // SAFETY: the caller's promise.
+    unsafe { consume(getbuf, sqe, lease, getbuf_range { start, len }, sink, write) }
+}
+
+/// The same with a send to a socket. flags: MSG_MORE, MSG_WAITALL, MSG_DONTWAIT or 0;
+/// MSG_NOSIGNAL is always set. Without MSG_WAITALL a socket takes what it has room for.
+///
+/// Errors as getbuf_write(), and -EINVAL for other flags.
+///
+/// # Safety
+///
+/// As [`getbuf_write`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_send(
+    getbuf: *mut getbuf,
+    sqe: *mut io_uring_sqe,
+    lease: getbuf_lease,
+    start: u32,
+    len: u32,
+    sink: *const getbuf_file,
+    flags: c_int,
+) -> c_int {
+    let send = |sink| Ok(Consumer::Send { sink, flags: send_flags(flags)? });
+    // SAFETY: the caller's promise.
+    unsafe { consume(getbuf, sqe, lease, getbuf_range { start, len }, sink, send) }
+}
+
+/// The same without a copy into the socket. Where GETBUF_EVENT_USED says GETBUF_EVENT_MORE, a
+/// GETBUF_EVENT_RETURNED follows when the network does not need the bytes any more.
+///
+/// Errors as getbuf_send(), and -EOPNOTSUPP before Linux 6.0.
+///
+/// # Safety
+///
+/// As [`getbuf_write`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_send_zc(
+    getbuf: *mut getbuf,
+    sqe: *mut io_uring_sqe,
+    lease: getbuf_lease,
+    start: u32,
+    len: u32,
+    sink: *const getbuf_file,
+    flags: c_int,
+) -> c_int {
+    let send = |sink| Ok(Consumer::SendZc { sink, flags: send_flags(flags)? });
+    // SAFETY: the caller's promise.
+    unsafe { consume(getbuf, sqe, lease, getbuf_range { start, len }, sink, send) }
+}
+
+/// As getbuf_write(), with up to GETBUF_RANGES_MAX ranges of the lease, one behind the other. A
+/// lease takes one at a time. ranges is not needed after the call.
+///
+/// Errors as getbuf_write(), -EINVAL for no or too many ranges, and -EBUSY while another is in
+/// flight.
+///
+/// # Safety
+///
+/// As [`getbuf_write`]; `ranges` is null or has `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_writev(
+    getbuf: *mut getbuf,
+    sqe: *mut io_uring_sqe,
+    lease: getbuf_lease,
+    ranges: *const getbuf_range,
+    count: u32,
+    sink: *const getbuf_file,
+    offset: u64,
+) -> c_int {
+    let make = |getbuf: &mut getbuf| {
+        let lease = getbuf.installed(lease)?;
+        // SAFETY: the caller's promise.
+        let sink = unsafe { file(sink) }?;
+        if ranges.is_null() || count == 0 || count > GETBUF_RANGES_MAX {
+            return Err(libc::EINVAL);
+        }
+        // SAFETY: the caller's promise.
+        let given = unsafe { slice::from_raw_parts(ranges, count as usize) };
+        let mut ranges: [Range<u32>; GETBUF_RANGES_MAX as usize] = Default::default();
+        for (range, given) in ranges.iter_mut().zip(given) {
+            let end = given.start.checked_add(given.len).ok_or(libc::ERANGE)?;
+            *range = given.start..end;
+        }
+        let ranges = ranges.get(..given.len()).unwrap_or_default();
+        let request = lease.writev(ranges, sink.target()?, offset).map_err(number)?;
+        Ok(request.token(sink.token).into_entry())
+    };
+    // SAFETY: the caller's promise.
+    unsafe { request(getbuf, sqe, make) }
+}
+
+const CHAIN: getbuf_chain = getbuf_chain {
+    size: 0,
+    consumer: GETBUF_WRITE,
+    source: std::ptr::null(),
+    offset: 0,
+    len: 0,
+    send_flags: 0,
+    sink: std::ptr::null(),
+    sink_offset: 0,
+    data: std::ptr::null_mut(),
+    reserved: [0; 2],
+};
+
+/// # Safety
+///
+/// As [`getbuf_chain()`].
+unsafe fn chain(chain: *const getbuf_chain) -> Outcome<(getbuf_chain, Source)> {
+    if chain.is_null() {
+        return Err(libc::EINVAL);
+    }
+    // SAFETY: the caller's promise.
+    let chain = unsafe { read_sized(chain, size_of::<getbuf_chain>(), CHAIN) }?;
+    if chain.reserved != [0; 2] {
+        return Err(libc::EINVAL);
+    }
+    // SAFETY: the caller's promise.
+    let source = unsafe { file(chain.source) }?.source()?;
+    Ok((chain, source))
+}
+
+/// How many SQEs getbuf_chain() will take for a chain: 2 or GETBUF_CHAIN_MAX.
+///
+/// -EINVAL: NULL, a size that makes no sense, an unknown flag. -E2BIG: as getbuf_create(). -EBADF:
+/// a negative descriptor.
+///
+/// # Safety
+///
+/// `getbuf` is null or live; `what` is null or points to as many bytes as its `size` says, with
+/// files that are null or can be read.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_chain_len(
+    getbuf: *const getbuf,
+    what: *const getbuf_chain,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let Some(getbuf) = (unsafe { getbuf.as_ref() }) else { return -libc::EINVAL };
+    // SAFETY: the caller's promise.
+    let source = unsafe { chain(what) };
+    told(source.map(|(_, source)| getbuf.slots.chain_len(source) as c_int))
+}
+
+/// Reserves a slot and fills count SQEs, consecutive ones of one submission, with fetch, consume
+/// and release, linked. 0, and the chain's name in *lease: GETBUF_EVENT_CHAINED tells what became
+/// of it, and nothing else can be done with it. The slot is free again then. The files must stay
+/// open until then.
+///
+/// Errors as getbuf_fetch() and getbuf_chain_len(), -EOPNOTSUPP for GETBUF_SEND_ZC before Linux
+/// 6.0, and -EINVAL where count is not getbuf_chain_len().
+///
+/// # Safety
+///
+/// As [`getbuf_chain_len`]; `sqes` is null or has `count` elements, each null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_chain(
+    getbuf: *mut getbuf,
+    sqes: *const *mut io_uring_sqe,
+    count: u32,
+    what: *const getbuf_chain,
+    lease: *mut getbuf_lease,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let sqes = unsafe { Sqes::new(sqes, count) };
+    // SAFETY: the caller's promise.
+    let Some(getbuf) = (unsafe { getbuf.as_mut() }) else {
+        sqes.waste(DEFAULT_TAG);
+        return -libc::EINVAL;
+    };
+    let start = |getbuf: &mut getbuf| {
+        // SAFETY: the caller's promise.
+        let (what, source) = unsafe { chain(what) }?;
+        // SAFETY: the caller's promise.
+        let sink = unsafe { file(what.sink) }?.target()?;
+        let consumer = match what.consumer {
+            GETBUF_WRITE if what.send_flags == 0 => {
+                Consumer::Write { sink, offset: what.sink_offset }
+            }
+            GETBUF_SEND => Consumer::Send { sink, flags: send_flags(what.send_flags)? },
+            GETBUF_SEND_ZC => Consumer::SendZc { sink, flags: send_flags(what.send_flags)? },
+            _ => return Err(libc::EINVAL),
+        };
+        if lease.is_null() || what.len == 0 || what.len > getbuf.slots.max_fetch() {
+            return Err(libc::EINVAL);
+        }
+        sqes.check(getbuf.slots.chain_len(source))?;
+        if getbuf.slots.free() == 0 {
+            return Err(libc::ENOBUFS);
+        }
+        let chain = Chain::new(source, what.offset, what.len, consumer);
+        let (id, requests) = getbuf.slots.chain(chain).map_err(number)?;
+        sqes.fill(requests.into_entries());
+        let value = getbuf.hand_out(id.slot(), Held::Chain, what.data);
+        // SAFETY: not null, and the caller's promise.
+        unsafe { *lease = value };
+        Ok(0)
+    };
+    let started = start(getbuf);
+    if started.is_err() {
+        sqes.waste(getbuf.tag);
+    }
+    told(started)
+}
+
+/// Lets the slot of a lease be emptied, also while requests use it or its fetch is not done. The
+/// value is stale from now on. Where the kernel has to be asked, getbuf_pending() says so.
+///
+/// 0. -EINVAL: NULL, or a lease that is zero or a chain. -EXDEV: a lease of other slots. -ENOENT:
+/// the lease is over.
+///
+/// # Safety
+///
+/// `getbuf` is null or live.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_release(getbuf: *mut getbuf, lease: getbuf_lease) -> c_int {
+    // SAFETY: the caller's promise.
+    let Some(getbuf) = (unsafe { getbuf.as_mut() }) else { return -libc::EINVAL };
+    // Dropping a lease releases it.
+    told(getbuf.take(lease).map(|held| {
+        drop(held);
+        0
+    }))
+}
+
+/// How many SQEs getbuf_next() takes now: 0 if the slots need nothing sent. Ask before every
+/// submission, until it is 0: it is how slots are emptied, and how a fetch that a file refused is
+/// sent again.
+///
+/// On a kernel that can empty a slot only by io_uring_register(2), this makes that call, and
+/// returns its error if there is one.
+///
+/// -EINVAL: NULL.
+///
+/// # Safety
+///
+/// `getbuf` is null or live.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_pending(getbuf: *mut getbuf) -> c_int {
+    // SAFETY: the caller's promise.
+    let Some(getbuf) = (unsafe { getbuf.as_mut() }) else { return -libc::EINVAL };
+    if getbuf.outgoing.is_empty() && getbuf.slots.has_requests() {
+        told(getbuf.take_outgoing())
+    } else {
+        getbuf.outgoing.len() as c_int
+    }
+}
+
+impl getbuf {
+    fn take_outgoing(&mut self) -> Outcome<c_int> {
+        while let Some(outgoing) = self.slots.next_request() {
+            match outgoing {
+                Outgoing::Request(request) => self.outgoing.push(request.into_entry()),
+                Outgoing::Chain(chain) => self.outgoing.extend(chain.into_entries()),
+                Outgoing::Clear(clear) => {
+                    match self.ring.clear(u32::from(clear.index()), 1) {
+                        // Somebody has unregistered the whole table: then the slot is empty.
+                        Ok(()) | Err(libc::ENXIO) => {}
+                        Err(errno) => return Err(errno),
+                    }
+                    clear.done();
+                    continue;
+                }
+            }
+            break;
+        }
+        Ok(self.outgoing.len() as c_int)
+    }
+}
+
+/// Fills count SQEs, consecutive ones of one submission, with what getbuf_pending() announced. 0.
+///
+/// -EINVAL: NULL, or a count that is not what it announced. -ENOENT: nothing is pending.
+///
+/// # Safety
+///
+/// `getbuf` is null or live; `sqes` is null or has `count` elements, each null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_next(
+    getbuf: *mut getbuf,
+    sqes: *const *mut io_uring_sqe,
+    count: u32,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let sqes = unsafe { Sqes::new(sqes, count) };
+    // SAFETY: the caller's promise.
+    let Some(getbuf) = (unsafe { getbuf.as_mut() }) else {
+        sqes.waste(DEFAULT_TAG);
+        return -libc::EINVAL;
+    };
+    let ready = match getbuf.outgoing.len() {
+        0 => Err(libc::ENOENT),
+        announced => sqes.check(announced),
+    };
+    match ready {
+        Ok(()) => {
+            sqes.fill(getbuf.outgoing.drain(..));
+            0
+        }
+        Err(errno) => {
+            sqes.waste(getbuf.tag);
+            -errno
+        }
+    }
+}
+
+/// With GETBUF_PARAM_REPLACE: has what free slots still hold released. getbuf_pending() says what
+/// has to be sent for that. 0; -EINVAL: NULL.
+///
+/// # Safety
+///
+/// `getbuf` is null or live.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_trim(getbuf: *mut getbuf) -> c_int {
+    // SAFETY: the caller's promise.
+    let Some(getbuf) = (unsafe { getbuf.as_mut() }) else { return -libc::EINVAL };
+    getbuf.slots.trim();
+    0
+}

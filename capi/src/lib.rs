@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `libgetbuf`: the slots and leases of `uring-getbuf` for C programs that have an io_uring of
+//! their own.
+//!
+//! Nothing here is called from Rust. `include/getbuf.h` is made from these files by cbindgen, and
+//! the comments on what is exported are the header's; the types of Rust are checked at run time
+//! here: a lease is a value that names a slot and one of its lives, and `slots.rs` finds the typed
+//! lease behind it or says why there is none.
+//!
+//! ```text
+//! abi       what C sees: constants and structures
+//! probe     what can this kernel do?
+//! create    parameters, registration with the ring, the end
+//! slots     struct getbuf: the leases that C has
+//! fetch     requests that fill, use and empty slots
+//! complete  what a completion meant
+//! ```
+
+pub mod abi;
+pub mod complete;
+pub mod create;
+pub mod errors;
+pub mod fetch;
+mod live;
+pub mod probe;
+pub mod query;
+mod register;
+pub mod slots;
+mod sqe;

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The SQEs that C hands in.
+
+use std::ptr;
+use std::slice;
+
+use io_uring::squeue::Entry;
+use static_assertions::{assert_eq_align, assert_eq_size};
+
+use crate::abi::io_uring_sqe;
+use crate::errors::Outcome;
+
+assert_eq_size!(Entry, io_uring_sqe, [u64; 8]);
+assert_eq_align!(Entry, io_uring_sqe);
+
+/// `IORING_OP_NOP`, with `IOSQE_CQE_SKIP_SUCCESS`, on no file.
+const NOP: u64 = (1 << 6) << 8 | (u32::MAX as u64) << 32;
+/// The word of an SQE that is its `user_data`.
+const USER_DATA: usize = 4;
+/// Below the tag, in the `user_data` of an SQE that an error has made a no-op: a kind that the
+/// slots do not have.
+const UNUSED: u64 = 15;
+
+/// Fills all 64 bytes.
+///
+/// # Safety
+///
+/// `sqe` can be written to.
+#[inline]
+pub(crate) unsafe fn fill(sqe: *mut io_uring_sqe, entry: &Entry) {
+    // SAFETY: both are 64 bytes with the same alignment; the ring's memory is not the entry.
+    unsafe { ptr::copy_nonoverlapping(ptr::from_ref(entry).cast(), sqe, 1) };
+}
+
+/// Makes an SQE harmless that was taken from the queue and could not be used: it is submitted
+/// whatever is in it.
+///
+/// # Safety
+///
+/// `sqe` is null or can be written to.
+#[cold]
+pub(crate) unsafe fn waste(sqe: *mut io_uring_sqe, tag: u8) {
+    if sqe.is_null() {
+        return;
+    }
+    let mut words = [0; 8];
+    words[0] = NOP;
+    words[USER_DATA] = u64::from(tag) << 56 | UNUSED << 52;
+    // SAFETY: the caller's promise; `io_uring_sqe` is 64 bytes of plain data.
+    unsafe { *sqe.cast::<[u64; 8]>() = words };
+}
+
+/// Whether a completion is that of an SQE that was wasted.
+#[inline]
+pub(crate) fn is_waste(user_data: u64, tag: u8) -> bool {
+    user_data >> 52 == u64::from(tag) << 4 | UNUSED
+}
+
+/// SQEs for requests that belong together.
+pub(crate) struct Sqes<'a>(&'a [*mut io_uring_sqe]);
+
+impl<'a> Sqes<'a> {
+    /// # Safety
+    ///
+    /// `sqes` is null or has `count` elements, each of them null or writable.
+    pub(crate) unsafe fn new(sqes: *const *mut io_uring_sqe, count: u32) -> Self {
+        if sqes.is_null() || count > crate::abi::GETBUF_CHAIN_MAX {
+            return Self(&[]);
+        }
+        // SAFETY: the caller's promise.
+        Self(unsafe { slice::from_raw_parts(sqes, count as usize) })
+    }
+
+    /// That there is one for each of `count` requests.
+    pub(crate) fn check(&self, count: usize) -> Outcome {
+        let enough = self.0.len() == count && self.0.iter().all(|sqe| !sqe.is_null());
+        if enough { Ok(()) } else { Err(libc::EINVAL) }
+    }
+
+    /// Fills them.
+    pub(crate) fn fill(&self, entries: impl Iterator<Item = Entry>) {
+        for (sqe, entry) in self.0.iter().zip(entries) {
+            // SAFETY: `new` was promised that it is null or writable, and `check` found it not null.
+            unsafe { fill(*sqe, &entry) };
+        }
+    }
+
+    /// Makes all of them harmless.
+    pub(crate) fn waste(&self, tag: u8) {
+        for sqe in self.0 {
+            // SAFETY: `new` was promised that it is null or writable.
+            unsafe { waste(*sqe, tag) };
+        }
+    }
+}
