@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use uring_getbuf::engine::Engine;
-use uring_getbuf::ring::{Builder, Ring, Setup};
+use uring_getbuf::ring::{Attached, Builder, Ring, Setup};
 use uring_getbuf::slots::Event;
 
 /// Why a case stopped early.
@@ -211,6 +211,17 @@ pub fn until_free(ring: &mut Ring, free: usize) -> Vec<Event> {
         }
     }
     panic!("{} of {} slots are free, not {free}: {events:?}", ring.free(), ring.capacity());
+}
+
+/// Waits until everything that was queued has been issued: requests are issued in order, also by a
+/// kernel thread, so when a wait for `ready`, which is, has ended, what came before it runs.
+///
+/// # Panics
+///
+/// As [`until`].
+pub fn until_issued(ring: &mut Ring, ready: &Attached) {
+    ring.poll_writable(ready, 0x155).expect("a poll");
+    until(ring, |event| matches!(event, Event::Ready { token: 0x155, .. }));
 }
 
 /// Waits for an event that `wanted` accepts; others are dropped.

@@ -96,9 +96,8 @@ fn under_a_memory_limit(engine: Engine) -> Verdict {
         }
     }
     let build = |slots, size| Ring::builder().engine(engine).slots(slots).block_size(size).build();
-    let error = match build(32, 16 << 10) {
-        Err(error) => error,
-        Ok(_) => return Err(Stop::Fail("512 KiB were pinned under a limit of 64 KiB".into())),
+    let Err(error) = build(32, 16 << 10) else {
+        return Err(Stop::Fail("512 KiB were pinned under a limit of 64 KiB".into()));
     };
     let text = error.to_string();
     assert_eq!(error.kind(), ErrorKind::MemoryLimit, "{text}");
@@ -156,6 +155,14 @@ fn without_rings() -> Verdict {
     Ok(())
 }
 
+fn be_traced() -> std::io::Result<()> {
+    // SAFETY: takes numbers only.
+    match unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
 fn mark() {
     // SAFETY: takes a number only, and finds no such process.
     unsafe { libc::getpgid(MARK) };
@@ -167,14 +174,7 @@ fn steady_state_system_calls(rig: &Rig) -> Verdict {
     let mut command = child("steady", rig)?;
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     // SAFETY: between fork and exec the child only asks to be traced, which allocates nothing.
-    unsafe {
-        std::os::unix::process::CommandExt::pre_exec(&mut command, || {
-            match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        });
-    }
+    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, be_traced) };
     let Ok(child) = command.spawn() else { return skip("a child cannot be traced here") };
     let counted = trace(child.id() as libc::pid_t);
     let output = child.wait_with_output();
@@ -236,7 +236,8 @@ fn trace(pid: libc::pid_t) -> Result<(ExitStatus, Vec<Section>), Stop> {
             }
             if call.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
                 // SAFETY: at an entry the kernel has filled this member.
-                let (number, argument) = unsafe { (call.u.entry.nr, call.u.entry.args[0]) };
+                let entry = unsafe { call.u.entry };
+                let (number, argument) = (entry.nr, entry.args[0]);
                 if number == libc::SYS_getpgid as u64 && argument == MARK as u64 {
                     inside = !inside;
                     if inside {

@@ -7,7 +7,9 @@ use std::mem;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use getbuf_tests::{Folder, Rig, Verdict, fill, pattern, reader, tcp, until, until_free};
+use getbuf_tests::{
+    Folder, Rig, Verdict, fill, pattern, reader, tcp, until, until_free, until_issued,
+};
 use uring_getbuf::chain::ChainOutcome;
 use uring_getbuf::relay::Relay;
 use uring_getbuf::slots::Event;
@@ -128,9 +130,7 @@ fn foreign_unregister_buffers(rig: &Rig) -> Verdict {
     let lease = ring.wait_installed(fetched)?.expect("a block");
     let waiting = ring.fetch(&silent, STREAM, 4096)?;
     let waiting_id = waiting.id();
-    ring.submit()?;
-    ring.wait_timeout(1, Duration::from_millis(5))?;
-    while ring.next_event().is_some() {}
+    until_issued(&mut ring, &sink);
     ring.submitter().unregister_buffers()?;
     // Under a lease: the table is empty, a request that looks it up fails.
     let error = ring.write_all(&lease, &sink, 0).expect_err("no buffer");
@@ -167,8 +167,7 @@ fn foreign_unregister_files(rig: &Rig) -> Verdict {
     fill(&to)?;
     let full = ring.attach(&to)?;
     let blocked = ring.write(&lease, .., &full, STREAM)?;
-    ring.submit()?;
-    ring.wait_timeout(1, Duration::from_millis(5))?;
+    until_issued(&mut ring, &sink);
     ring.submitter().unregister_files()?;
     let error = ring.write_all(&lease, &sink, 0).expect_err("no file");
     assert_eq!(error.raw_os_error(), Some(libc::EBADF), "{error}");
