@@ -50,7 +50,8 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command that must succeed, and returns its standard output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| shown(command))?;
+    let child = command.stdout(Stdio::piped()).spawn().with_context(|| shown(command))?;
+    let output = child.wait_with_output()?;
     if !output.status.success() {
         bail!("{}: {}", shown(command), output.status);
     }

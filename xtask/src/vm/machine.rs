@@ -4,7 +4,7 @@
 use std::env;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -54,7 +54,6 @@ fn um(kernel: &Kernel, image: &Path, job: &Path, consoles: [&OwnedFd; 2]) -> Res
     }
     um.arg(format!("uml_dir={}", job.display()));
     um.args(arguments(kernel, job, names)?);
-    um.stdin(Stdio::null());
     Ok(um)
 }
 
@@ -94,7 +93,6 @@ fn qemu(
         line.push_str(&argument);
     }
     qemu.arg("-kernel").arg(image).arg("-append").arg(line);
-    qemu.stdin(Stdio::null());
     Ok(qemu)
 }
 

@@ -16,7 +16,9 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +26,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::kernel::{Kernel, cache_folder};
 
@@ -63,13 +66,17 @@ pub(crate) fn run(
     let (log, log_guest) = console()?;
     let (out, out_guest) = console()?;
     let (err, err_guest) = console()?;
-    let mut child =
-        machine::command(kernel, image, &folder.0, [&out_guest, &err_guest], job.exact)?
-            .stdout(log_guest.try_clone()?)
-            .stderr(log_guest)
-            .spawn()
-            .with_context(|| image.display().to_string())?;
-    drop((out_guest, err_guest));
+    let mut command =
+        machine::command(kernel, image, &folder.0, [&out_guest, &err_guest], job.exact)?;
+    command.stdin(Stdio::null()).stdout(log_guest.try_clone()?).stderr(log_guest);
+    // SAFETY: between fork and exec there is one system call, and no allocation.
+    unsafe {
+        // No guest outlives this program, however it ends.
+        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+    }
+    let mut child = command.spawn().with_context(|| image.display().to_string())?;
+    // The consoles end with the guest, when nobody else has them.
+    drop((command, out_guest, err_guest));
 
     let path = folder.0.join("log");
     let mut file = File::create(&path)?;
@@ -81,7 +88,6 @@ pub(crate) fn run(
     let late = loop {
         match receive.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(bytes) => print(&bytes)?,
-            // The consoles end with the guest.
             Err(RecvTimeoutError::Disconnected) => break false,
             Err(RecvTimeoutError::Timeout) => break true,
         }
@@ -139,7 +145,16 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(job: &Job, debug: bool) -> Result<Self> {
-        let folder = cache_folder()?.join(format!("job-{}", std::process::id()));
+        let cache = cache_folder()?;
+        // What a killed process has left.
+        for entry in fs::read_dir(&cache)?.flatten() {
+            let name = entry.file_name();
+            let process = name.to_str().and_then(|name| name.strip_prefix("job-"));
+            if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let folder = cache.join(format!("job-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
         let folder = Self(folder);
         let mut command = job.command.clone();
