@@ -17,7 +17,7 @@
 //! |---|---|---|
 //! | regular file, block device | the same, not opened with `O_APPEND` | chains, in any order |
 //! | any | pipe, terminal, socket, `O_APPEND` | fetches ahead, consumers in order, linked |
-//! | pipe, terminal, socket | any | one fetch at a time, consumers in order, linked |
+//! | pipe, terminal, socket, file of procfs | any | one fetch at a time, consumers in order, linked |
 //! | file opened with `O_DIRECT` | any | fetches ahead of whole pages, consumers in order, linked |
 //!
 //! A source may shrink or grow meanwhile: what is there when it is reached is moved. A file that is
@@ -237,7 +237,7 @@ impl<'a> Relay<'a> {
         if source.direct {
             self.block_size = (self.block_size / SECTOR * SECTOR).max(SECTOR);
         }
-        let done = if source.seekable && !source.direct && sink == Sink::File {
+        let done = if source.ahead && !source.direct && sink == Sink::File {
             blocks::run(&mut self, ring, &files, source, flow)
         } else {
             stream::run(&mut self, ring, &files, source, sink, flow)
@@ -347,6 +347,10 @@ fn stat(fd: BorrowedFd<'_>, what: &'static str) -> Result<Stat> {
 struct Source {
     /// Addressed by offset.
     seekable: bool,
+    /// Fetched ahead of what is consumed. Not so a file that does not tell its size: procfs and
+    /// the like make such files up as they are read, and start anew for each offset that does not
+    /// follow the last read.
+    ahead: bool,
     /// Where it ends now, if it tells.
     size: Option<u64>,
     /// Opened with `O_DIRECT`.
@@ -360,17 +364,16 @@ impl Source {
         let direct = flags.contains(OFlags::DIRECT);
         match FileType::from_raw_mode(stat.st_mode) {
             // Files of procfs and the like say 0 and have content all the same.
-            FileType::RegularFile => Ok(Self {
-                seekable: true,
-                size: u64::try_from(stat.st_size).ok().filter(|size| *size > 0),
-                direct,
-            }),
-            FileType::BlockDevice => Ok(Self { seekable: true, size: None, direct }),
+            FileType::RegularFile => {
+                let size = u64::try_from(stat.st_size).ok().filter(|size| *size > 0);
+                Ok(Self { seekable: true, ahead: size.is_some(), size, direct })
+            }
+            FileType::BlockDevice => Ok(Self { seekable: true, ahead: true, size: None, direct }),
             FileType::Directory => {
                 Err(Error::new(ErrorKind::InvalidInput, "the source is a directory"))
             }
             // A pipe with this flag is one of packets; it has no sectors.
-            _ => Ok(Self { seekable: false, size: None, direct: false }),
+            _ => Ok(Self { seekable: false, ahead: false, size: None, direct: false }),
         }
     }
 }

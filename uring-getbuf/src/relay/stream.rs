@@ -190,7 +190,7 @@ impl Stream<'_, '_> {
             }
         }
         while self.blocks.len() < self.relay.depth && self.ring.free() > 0 && self.next < self.end {
-            if !self.source.seekable && self.is_fetching() {
+            if !self.source.ahead && self.is_fetching() {
                 break;
             }
             let left = self.end - self.next;
@@ -198,7 +198,7 @@ impl Stream<'_, '_> {
             let lease = self.begin(self.next, asked)?;
             self.blocks.push_back(Block { position: self.next, asked, lease });
             // Where a stream's next block starts is known when this one's bytes are there.
-            if self.source.seekable {
+            if self.source.ahead {
                 self.next += u64::from(asked);
             }
         }
@@ -232,7 +232,7 @@ impl Stream<'_, '_> {
                         let after = block.position + u64::from(len);
                         self.flow.engine = lease.engine();
                         block.lease = Stage::Ready(lease, 0);
-                        if !self.source.seekable {
+                        if !self.source.ahead {
                             self.next = after;
                         } else if len < asked
                             && self.source.direct
