@@ -703,8 +703,7 @@ impl Core {
         // Nearly always: all of it went through, and this was the last word.
         if (kind, flags) == (Kind::ChainUse, 0) && !releases && result as u32 == slot.len.get() {
             self.installed(slot, slot.len.get());
-            slot.finish();
-            self.settle(id.slot, slot);
+            self.chain_over(id.slot, slot);
             return Event::Chained { id, outcome: ChainOutcome::Done(slot.len.get()) };
         }
         let mut progress = slot.progress.get();
@@ -743,9 +742,17 @@ impl Core {
         if let (Ok(len), false) = (fetched, releases) {
             self.installed(slot, len);
         }
-        slot.finish();
-        self.settle(id.slot, slot);
+        self.chain_over(id.slot, slot);
         Event::Chained { id, outcome: progress.outcome(slot.len.get()) }
+    }
+
+    /// The last completion of a chain. What it has left in its slot, if it does not release, is
+    /// released as that of a lease: the chain itself is not to be sent again.
+    #[inline]
+    fn chain_over(&self, index: u16, slot: &Slot) {
+        slot.phase.set(Phase::Ready);
+        slot.finish();
+        self.settle(index, slot);
     }
 
     /// The request was never pushed.
