@@ -138,6 +138,13 @@ impl Slot {
         word.replace(word.get() & !bit) & bit != 0
     }
 
+    /// The sequence number of a chain's requests: those through the pool have another one than
+    /// those that a lender refused before.
+    #[inline]
+    fn attempt(&self) -> u8 {
+        u8::from(!self.is_lent())
+    }
+
     /// One more request names it.
     #[inline]
     fn begin(&self) {
@@ -544,17 +551,19 @@ impl Core {
     #[inline]
     pub(super) fn chain_requests(&self, index: u16, mut request: impl FnMut(Entry)) {
         let slot = self.slot(index);
+        let attempt = u64::from(slot.attempt()) << user_data::SEQUENCE_SHIFT;
+        let name = |kind| self.user_data(kind, index, slot) | attempt;
         let (source, offset) = slot.source.get();
         let len = slot.len.get();
         let consumer = slot.progress.get().consumer;
         let consume = self
             .consumer_entry(slot, self.piece(index, slot, 0, len), consumer)
-            .user_data(self.user_data(Kind::ChainUse, index, slot));
+            .user_data(name(Kind::ChainUse));
         let fetch = match self.lending {
             Some(lending) if slot.is_lent() => lending.fetch(index, slot, source, offset, len),
             _ => self.read_entry(index, source.file(), offset, len),
         };
-        let fetch = fetch.user_data(self.user_data(Kind::ChainFetch, index, slot));
+        let fetch = fetch.user_data(name(Kind::ChainFetch));
         let fetch = fetch.flags(Flags::SKIP_SUCCESS);
         let release = self
             .lending
@@ -569,7 +578,7 @@ impl Core {
             };
             request(fetch.flags(hard));
             request(consume.flags(hard | skip));
-            request(release.user_data(self.user_data(Kind::ChainRelease, index, slot)));
+            request(release.user_data(name(Kind::ChainRelease)));
         } else {
             request(fetch.flags(Flags::IO_LINK));
             request(consume);
@@ -593,7 +602,7 @@ impl Core {
             }
             Kind::Release => self.released(id, slot, result),
             Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease => {
-                self.chained(id, slot, kind, result, flags)
+                self.chained(UseId::of(user_data), slot, kind, result, flags)
             }
         }
     }
@@ -695,10 +704,11 @@ impl Core {
     }
 
     #[inline]
-    fn chained(&self, id: LeaseId, slot: &Slot, kind: Kind, result: i32, flags: u32) -> Event {
+    fn chained(&self, name: UseId, slot: &Slot, kind: Kind, result: i32, flags: u32) -> Event {
         if slot.phase.get() != Phase::Chained {
-            return self.stale();
+            return self.stray(flags);
         }
+        let id = name.lease();
         let releases = self.chain_releases(slot);
         // Nearly always: all of it went through, and this was the last word.
         if (kind, flags) == (Kind::ChainUse, 0) && !releases && result as u32 == slot.len.get() {
@@ -715,7 +725,7 @@ impl Core {
             }
             Kind::ChainUse => {
                 let (more, notif) = (io_uring::cqueue::more(flags), io_uring::cqueue::notif(flags));
-                if notif && !progress.unreturned {
+                if notif && (!progress.unreturned || name.sequence() != slot.attempt()) {
                     return self.stray(flags);
                 }
                 progress.unreturned = more;
