@@ -26,7 +26,8 @@ cargo xtask COMMAND
   setup             install what is missing (Debian, as root), or name it
   codegen [--check] write the generated files, or check that they are current
   check             licence lines of all source files
-  test [--host]     every test, on this kernel and in the test kernels; --host: only on this one
+  test [--host|--guests]
+                    every test, on this kernel and in the test kernels; or one of the two
   ci                what .ci/run runs: formatter, lints, documents, generated files, every test
   kernel [KERNEL]   build a test kernel, unless the cache has it, and print where it is
   vm [KERNEL] [--limit SECONDS] [--icount] -- COMMAND...
@@ -65,6 +66,7 @@ fn run(mut args: Vec<OsString>) -> Result<ExitCode> {
         ["check"] => check::licences()?,
         ["test"] => return Ok(verdict(&test::all()?)),
         ["test", "--host"] => return Ok(verdict(&test::host()?)),
+        ["test", "--guests"] => return Ok(verdict(&test::guests()?)),
         ["ci"] => return Ok(verdict(&ci::run_all()?)),
         ["kernel", ..] => {
             let options = Options::parse(args.drain(1..))?;

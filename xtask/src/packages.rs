@@ -34,11 +34,12 @@ const fn package(name: &'static str, shows: Shows, reason: &'static str) -> Pack
     Package { name, shows, reason }
 }
 
-/// For the tests of the headers.
-pub(crate) const HEADERS: &[Package] = &[
+/// For the tests of the headers and the C library.
+pub(crate) const C: &[Package] = &[
     package("gcc", Program("gcc"), "headers"),
     package("g++", Program("g++"), "headers in C++"),
     package("clang", Program("clang"), "headers with clang"),
+    package("liburing-dev", Header("liburing.h"), "C programs that use liburing"),
 ];
 
 /// For `cargo xtask codegen`.
@@ -66,7 +67,7 @@ pub(crate) const QEMU: &[Package] =
     &[package("qemu-system-x86", Program("qemu-system-x86_64"), "test kernels in QEMU")];
 
 /// All of it, as `cargo xtask setup` installs it.
-pub(crate) const ALL: &[&[Package]] = &[HEADERS, CODEGEN, KERNEL, QEMU];
+pub(crate) const ALL: &[&[Package]] = &[C, CODEGEN, KERNEL, QEMU];
 
 /// Installs what is missing, where that is possible, and says what is missing after that.
 pub(crate) fn setup(groups: &[&'static [Package]]) -> Result<Vec<&'static Package>> {
