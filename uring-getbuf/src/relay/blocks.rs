@@ -2,7 +2,9 @@
 //! File to file: a chain for each block, as many in flight as there are slots, in any order.
 
 use super::{Ends, Flow, Relay, Source};
-use crate::chain::ChainOutcome;
+use crate::chain::{Chain, ChainOutcome};
+use crate::consume::Consumer;
+use crate::engine::Engine;
 use crate::error::{Errno, Result};
 use crate::ring::Ring;
 use crate::slots::{Event, LeaseId};
@@ -12,6 +14,8 @@ use crate::slots::{Event, LeaseId};
 struct Block {
     start: u64,
     len: u32,
+    /// Read into the pool, whatever the engine.
+    copied: bool,
 }
 
 struct Blocks {
@@ -50,7 +54,8 @@ pub(super) fn run(
             ring.flush()?;
         }
         while flow.error.is_none() && blocks.in_flight < relay.depth && ring.free() > 0 {
-            let Some(block) = blocks.take(relay.block_size) else { break };
+            let Some(mut block) = blocks.take(relay.block_size) else { break };
+            block.copied = flow.copied;
             blocks.start(relay, ring, files, block)?;
         }
         if blocks.in_flight == 0 {
@@ -97,7 +102,7 @@ impl Blocks {
             return None;
         }
         let len = left.min(u64::from(block_size)) as u32;
-        let block = Block { start: self.next, len };
+        let block = Block { start: self.next, len, copied: false };
         self.next += u64::from(len);
         Some(block)
     }
@@ -111,7 +116,10 @@ impl Blocks {
     ) -> Result<()> {
         let from = relay.source_offset + block.start;
         let to = relay.sink_offset + block.start;
-        let id = ring.chain_write(&files.source, from, block.len, &files.sink, to)?;
+        let source = if block.copied { files.source.copied() } else { files.source.source() };
+        let consumer = Consumer::Write { sink: (&files.sink).into(), offset: to };
+        let chain = Chain::new(source, from, block.len, consumer);
+        let id = ring.chain(&files.source, &files.sink, chain)?;
         self.running[usize::from(id.slot())] = Some((id, block));
         self.in_flight += 1;
         Ok(())
@@ -128,10 +136,17 @@ impl Blocks {
             // What came is moved by a chain of its length, and what did not is asked for again.
             ChainOutcome::ShortFetch(len) => {
                 self.rest(block, len);
-                self.again.push(Block { start: block.start, len });
+                self.again.push(Block { len, ..block });
             }
             ChainOutcome::ShortUse(len) => self.rest(block, len),
             ChainOutcome::FetchFailed(Errno::INTR) | ChainOutcome::UseFailed(Errno::INTR) => {
+                self.again.push(block);
+            }
+            // The sink cannot take the kernel's memory.
+            ChainOutcome::UseFailed(Errno::FAULT)
+                if flow.engine != Engine::Copy && !block.copied =>
+            {
+                flow.copied = true;
                 self.again.push(block);
             }
             ChainOutcome::FetchFailed(errno) => flow.source_failed(errno),
@@ -141,6 +156,7 @@ impl Blocks {
 
     /// What is left of a block after its first bytes has to be done again.
     fn rest(&mut self, block: Block, done: u32) {
-        self.again.push(Block { start: block.start + u64::from(done), len: block.len - done });
+        let (start, len) = (block.start + u64::from(done), block.len - done);
+        self.again.push(Block { start, len, ..block });
     }
 }

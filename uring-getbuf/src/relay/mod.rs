@@ -210,9 +210,10 @@ impl<'a> Relay<'a> {
     ///
     /// A [`Failure`], which has the error and the bytes that were moved before it.
     pub fn run(self, ring: &mut Ring) -> Result<Report, Failure> {
-        let mut flow = Flow { moved: 0, engine: ring.engine(), error: None };
+        let mut flow = Flow { moved: 0, engine: ring.engine(), copied: false, error: None };
         let done = self.start(ring, &mut flow);
-        let report = Report { bytes: flow.moved, engine: flow.engine };
+        let engine = if flow.copied { Engine::Copy } else { flow.engine };
+        let report = Report { bytes: flow.moved, engine };
         match done.err().or(flow.error) {
             None => Ok(report),
             Some(error) => Err(Failure { error, report }),
@@ -294,6 +295,8 @@ impl fmt::Debug for Relay<'_> {
 struct Flow {
     moved: u64,
     engine: Engine,
+    /// The sink cannot take the kernel's memory: everything goes through the pool.
+    copied: bool,
     /// The first error. Nothing new is begun then; what is in flight is brought to its end.
     error: Option<Error>,
 }
@@ -385,6 +388,8 @@ enum Sink {
     File,
     /// Written where it stands.
     Stream,
+    /// A terminal or another device: likewise, and it may not be able to take kernel memory.
+    Device,
     Socket,
 }
 
@@ -400,6 +405,7 @@ impl Sink {
             FileType::Directory => {
                 return Err(Error::new(ErrorKind::InvalidInput, "the sink is a directory"));
             }
+            FileType::CharacterDevice => Self::Device,
             _ => Self::Stream,
         })
     }

@@ -93,6 +93,8 @@ pub(super) fn run(
     let zero_copy = sink == Sink::Socket
         && ring.support().features().send_zc
         && relay.zero_copy_send.unwrap_or(ring.engine() != Engine::Copy);
+    // What a stream has given cannot be fetched again in another way.
+    flow.copied = sink == Sink::Device && !source.seekable;
     Stream {
         blocks: VecDeque::with_capacity(relay.depth + 1),
         batch: VecDeque::with_capacity(BATCH),
@@ -214,7 +216,11 @@ impl Stream<'_, '_> {
             if self.source.seekable { self.relay.source_offset + position } else { STREAM };
         // A direct read must ask for whole sectors.
         let asked = if self.source.direct { asked.next_multiple_of(SECTOR) } else { asked };
-        let lease = self.ring.fetch(&self.files.source, offset, asked)?;
+        let lease = if self.flow.copied {
+            self.ring.fetch_copied(&self.files.source, offset, asked)?
+        } else {
+            self.ring.fetch(&self.files.source, offset, asked)?
+        };
         self.ours[usize::from(lease.id().slot())] = Some(lease.id());
         self.fetches += 1;
         Ok(Stage::Fetching(lease))
@@ -289,7 +295,7 @@ impl Stream<'_, '_> {
             let consumer = match sink {
                 Sink::Socket if zero_copy => Use::SendZc,
                 Sink::Socket => Use::Send,
-                Sink::File | Sink::Stream => {
+                Sink::File | Sink::Stream | Sink::Device => {
                     Use::Write { offset: sink.offset(begin, block.position + u64::from(*done)) }
                 }
             };
@@ -339,10 +345,35 @@ impl Stream<'_, '_> {
                 self.broken = true;
                 self.zero_copy = false;
             }
+            Err(Errno::FAULT) if self.fetch_again_copied(position) => self.broken = true,
             Err(errno) => {
                 self.broken = true;
                 self.flow.sink_failed(errno);
             }
+        }
+    }
+
+    /// The sink cannot take the kernel's memory: what it has not taken of a block is read into the
+    /// pool. False if the block is there already, or cannot be fetched twice.
+    fn fetch_again_copied(&mut self, position: u64) -> bool {
+        let block = self.blocks.iter_mut().find(|block| block.position == position);
+        match block {
+            Some(Block { position, asked, lease: stage @ Stage::Ready(..) })
+                if self.source.seekable =>
+            {
+                let Stage::Ready(lease, done) = std::mem::replace(stage, Stage::Again) else {
+                    return false;
+                };
+                if lease.engine() == Engine::Copy {
+                    *stage = Stage::Ready(lease, done);
+                    return false;
+                }
+                *position += u64::from(done);
+                *asked = lease.len().min(*asked) - done;
+                self.flow.copied = true;
+                true
+            }
+            _ => false,
         }
     }
 

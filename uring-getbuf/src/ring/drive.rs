@@ -11,9 +11,10 @@ use io_uring::{IoUring, cqueue, opcode as ops};
 
 use super::{Attached, Ring};
 use crate::chain::Chain;
-use crate::consume::{Consumer, SendFlags};
+use crate::consume::SendFlags;
+use crate::engine::Source;
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::lease::{Installed, Lease, State};
+use crate::lease::{Fetched, Installed, Lease, State};
 use crate::opcode::{Target, module_bind};
 use crate::slots::{Event, LeaseId, Outgoing, Prepared, UseId, driver_request, driver_user_data};
 
@@ -59,17 +60,15 @@ impl Ring {
         Ok(id)
     }
 
-    pub(super) fn chain(
+    /// Queues a chain between these two.
+    pub(crate) fn chain(
         &mut self,
         source: &Attached,
-        offset: u64,
-        len: u32,
         sink: &Attached,
-        consumer: Consumer,
+        chain: Chain,
     ) -> Result<LeaseId> {
         let (from, to) = (source.place_in(&self.files)?, sink.place_in(&self.files)?);
         self.make_room(3)?;
-        let chain = Chain::new(source.source(), offset, len, consumer);
         let (id, chain) = self.slots.chain(chain)?;
         // SAFETY: the chain is of this ring's slots, whose pool is registered with it; its files
         // are attached and stay so until it has completed; `next_event` gives every completion to
@@ -81,6 +80,23 @@ impl Ring {
         self.files.begin(to);
         self.named[usize::from(id.slot())] = (from, to);
         Ok(id)
+    }
+
+    /// Queues the fetch of a file that is attached, in one of the ways that a source can be named.
+    pub(super) fn fetch_from(
+        &mut self,
+        file: &Attached,
+        source: Source,
+        offset: u64,
+        len: u32,
+    ) -> Result<Lease<Fetched>> {
+        let place = file.place_in(&self.files)?;
+        self.make_room(1)?;
+        let (lease, request) = self.slots.fetch(source, offset, len)?;
+        push(&mut self.uring, request)?;
+        self.files.begin(place);
+        self.named[usize::from(lease.id().slot())].0 = place;
+        Ok(lease)
     }
 
     /// Queues consumers of ranges of leases of this ring, linked: one

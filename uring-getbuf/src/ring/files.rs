@@ -154,11 +154,16 @@ impl Attached {
 
     /// The file as a source: under the name that the module knows, if it was bound.
     #[inline]
-    pub(super) fn source(&self) -> Source {
+    pub(crate) fn source(&self) -> Source {
         match self.files.place(self.index).bound.get() {
             NIL => self.target().into(),
             bound => Source::bound(self.target(), Fixed(u32::from(bound))),
         }
+    }
+
+    /// The file as a source that is read into the pool.
+    pub(crate) fn copied(&self) -> Source {
+        Source::copied(self.target())
     }
 
     /// Says that the device's descriptor in another place is bound to this file. It goes with it.

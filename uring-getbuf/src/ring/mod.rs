@@ -44,7 +44,7 @@ use io_uring::types::{CancelBuilder, Fixed};
 use io_uring::{IoUring, Submitter, opcode as ops};
 use static_assertions::assert_not_impl_any;
 
-use crate::chain::ChainOutcome;
+use crate::chain::{Chain, ChainOutcome};
 use crate::consume::{Consumer, SendFlags};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
@@ -55,7 +55,7 @@ use crate::slots::{Event, LeaseId, Slots, Stats, UseId};
 
 pub use builder::{Builder, Setup};
 pub(crate) use drive::Use;
-use drive::{CANCEL, push, queue_full};
+use drive::{CANCEL, queue_full};
 pub use files::Attached;
 use files::Files;
 
@@ -182,13 +182,23 @@ impl Ring {
     /// [`WrongRing`](ErrorKind::WrongRing), and the errors of [`submit`](Self::submit), which it
     /// calls where the submission queue is full.
     pub fn fetch(&mut self, source: &Attached, offset: u64, len: u32) -> Result<Lease<Fetched>> {
-        let place = source.place_in(&self.files)?;
-        self.make_room(1)?;
-        let (lease, request) = self.slots.fetch(source.source(), offset, len)?;
-        push(&mut self.uring, request)?;
-        self.files.begin(place);
-        self.named[usize::from(lease.id().slot())].0 = place;
-        Ok(lease)
+        self.fetch_from(source, source.source(), offset, len)
+    }
+
+    /// As [`fetch`](Self::fetch), but into the pool with every engine. For a sink that cannot take
+    /// the kernel's memory: a file whose driver only knows `write(2)` from a buffer of the program
+    /// (many character devices, files of procfs) answers `EFAULT` to a lease of it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fetch`](Self::fetch).
+    pub fn fetch_copied(
+        &mut self,
+        source: &Attached,
+        offset: u64,
+        len: u32,
+    ) -> Result<Lease<Fetched>> {
+        self.fetch_from(source, source.copied(), offset, len)
     }
 
     /// Queues a write of a range of the lease to `offset` of `sink` ([`STREAM`](crate::STREAM):
@@ -266,7 +276,7 @@ impl Ring {
         self.slots.trim();
     }
 
-    /// Queues a [`Chain`](crate::chain::Chain) that ends in a write to `sink_offset` of `sink`.
+    /// Queues a [`Chain`] that ends in a write to `sink_offset` of `sink`.
     ///
     /// # Errors
     ///
@@ -280,10 +290,10 @@ impl Ring {
         sink_offset: u64,
     ) -> Result<LeaseId> {
         let consumer = Consumer::Write { sink: sink.into(), offset: sink_offset };
-        self.chain(source, offset, len, sink, consumer)
+        self.chain(source, sink, Chain::new(source.source(), offset, len, consumer))
     }
 
-    /// Queues a [`Chain`](crate::chain::Chain) that ends in a send. It sends everything or fails.
+    /// Queues a [`Chain`] that ends in a send. It sends everything or fails.
     ///
     /// # Errors
     ///
@@ -296,10 +306,11 @@ impl Ring {
         sink: &Attached,
         flags: SendFlags,
     ) -> Result<LeaseId> {
-        self.chain(source, offset, len, sink, Consumer::Send { sink: sink.into(), flags })
+        let consumer = Consumer::Send { sink: sink.into(), flags };
+        self.chain(source, sink, Chain::new(source.source(), offset, len, consumer))
     }
 
-    /// Queues a [`Chain`](crate::chain::Chain) that ends in a zero-copy send.
+    /// Queues a [`Chain`] that ends in a zero-copy send.
     ///
     /// # Errors
     ///
@@ -312,7 +323,8 @@ impl Ring {
         sink: &Attached,
         flags: SendFlags,
     ) -> Result<LeaseId> {
-        self.chain(source, offset, len, sink, Consumer::SendZc { sink: sink.into(), flags })
+        let consumer = Consumer::SendZc { sink: sink.into(), flags };
+        self.chain(source, sink, Chain::new(source.source(), offset, len, consumer))
     }
 
     /// Queues a wait until a file can be read from. [`Event::Ready`] gives `token` back.
