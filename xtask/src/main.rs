@@ -91,12 +91,8 @@ fn verdict(totals: &Totals) -> ExitCode {
 /// not.
 fn guest(options: &Options) -> Result<ExitCode> {
     let qemu = options.kernel.machine == kernel::Machine::Qemu;
-    let job = vm::Job {
-        command: options.command.clone(),
-        env: Vec::new(),
-        limit: options.limit,
-        exact: options.exact,
-    };
+    let job =
+        vm::Job { command: options.command.clone(), limit: options.limit, exact: options.exact };
     packages::setup(&[packages::KERNEL, packages::QEMU][..1 + usize::from(qemu)])?;
     let image = options.kernel.build()?;
     let outcome = vm::run(&options.kernel, &image, &job, |bytes| {
@@ -106,6 +102,9 @@ fn guest(options: &Options) -> Result<ExitCode> {
     })?;
     for finding in &outcome.findings {
         eprintln!("xtask: {finding}");
+    }
+    if let Some(log) = &outcome.log {
+        eprintln!("xtask: the guest's log is {}", log.display());
     }
     Ok(match outcome.code.map(u8::try_from) {
         Some(Ok(0)) if !outcome.findings.is_empty() => ExitCode::FAILURE,

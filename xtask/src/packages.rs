@@ -62,12 +62,16 @@ pub(crate) const KERNEL: &[Package] = &[
 ];
 const KERNELS: &str = "test kernels";
 
+/// For tests in the test kernels.
+pub(crate) const GUESTS: &[Package] =
+    &[package("e2fsprogs", Program("mkfs.ext4"), "tests on a file system of their own")];
+
 /// For test kernels on a PC.
 pub(crate) const QEMU: &[Package] =
     &[package("qemu-system-x86", Program("qemu-system-x86_64"), "test kernels in QEMU")];
 
 /// All of it, as `cargo xtask setup` installs it.
-pub(crate) const ALL: &[&[Package]] = &[C, CODEGEN, KERNEL, QEMU];
+pub(crate) const ALL: &[&[Package]] = &[C, CODEGEN, KERNEL, GUESTS, QEMU];
 
 /// Installs what is missing, where that is possible, and says what is missing after that.
 pub(crate) fn setup(groups: &[&'static [Package]]) -> Result<Vec<&'static Package>> {

@@ -30,7 +30,7 @@ const HOST_ONLY: [&str; 2] = ["headers", "misuse"];
 const LIMIT: Duration = Duration::from_secs(1200);
 
 pub(super) fn all(totals: &mut Totals) -> Result<()> {
-    let missing = packages::setup(&[packages::KERNEL])?;
+    let missing = packages::setup(&[packages::KERNEL, packages::GUESTS])?;
     let reason = if !cfg!(target_arch = "x86_64") {
         Some("user-mode Linux needs an x86-64 machine")
     } else if !missing.is_empty() {
@@ -72,7 +72,6 @@ fn one(kernel: &Kernel, engines: &[&str], tests: &[(String, PathBuf)]) -> Result
     script.push_str("exit $status\n");
     let job = vm::Job {
         command: ["sh", "-c", &script].map(Into::into).to_vec(),
-        env: Vec::new(),
         limit: LIMIT,
         exact: false,
     };
@@ -99,6 +98,9 @@ fn one(kernel: &Kernel, engines: &[&str], tests: &[(String, PathBuf)]) -> Result
     let name = format!("{kernel}: the guest");
     for finding in &outcome.findings {
         totals.fail(&name, finding);
+    }
+    if let Some(log) = &outcome.log {
+        println!("the guest's log is {}", log.display());
     }
     println!("tests in {kernel} took {} s", start.elapsed().as_secs());
     Ok(totals)

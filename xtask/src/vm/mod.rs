@@ -37,8 +37,6 @@ const MARGIN: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) command: Vec<OsString>,
-    /// What the command's environment has besides this process's.
-    pub(crate) env: Vec<(OsString, OsString)>,
     /// How long the command may take.
     pub(crate) limit: Duration,
     /// QEMU only: one CPU, on which every instruction takes a nanosecond.
@@ -52,6 +50,8 @@ pub(crate) struct Outcome {
     pub(crate) code: Option<i32>,
     /// What is wrong with the guest.
     pub(crate) findings: Vec<String>,
+    /// The kernel's log, if there are findings.
+    pub(crate) log: Option<PathBuf>,
 }
 
 /// Boots a kernel and runs the command in it. Gives what the command prints to `print`, as it comes;
@@ -110,12 +110,13 @@ pub(crate) fn run(
     } else if code.is_none() {
         findings.insert(0, "the guest ended before the command did".into());
     }
+    let mut log = None;
     if !findings.is_empty() {
         let kept = cache_folder()?.join(format!("{kernel}.log"));
         fs::copy(&path, &kept)?;
-        findings.push(format!("the guest's log is {}", kept.display()));
+        log = Some(kept);
     }
-    Ok(Outcome { code, findings })
+    Ok(Outcome { code, findings, log })
 }
 
 /// A pipe whose writing end the guest inherits.
@@ -164,9 +165,7 @@ impl Folder {
             let path = fs::canonicalize(&program).with_context(|| format!("{program:?}"))?;
             *program = path.into();
         }
-        let mut env: Vec<_> = env::vars_os().collect();
-        env.extend(job.env.iter().cloned());
-        let env = env.into_iter().map(|(mut name, value)| {
+        let env = env::vars_os().map(|(mut name, value)| {
             name.push("=");
             name.push(value);
             name
