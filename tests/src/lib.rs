@@ -224,6 +224,12 @@ pub fn until_issued(ring: &mut Ring, ready: &Attached) {
     until(ring, |event| matches!(event, Event::Ready { token: 0x155, .. }));
 }
 
+/// Whether an event tells nothing that a program could have asked for.
+#[must_use]
+pub fn is_quiet(event: &Event) -> bool {
+    matches!(event, Event::Released { .. } | Event::Pending)
+}
+
 /// Waits for an event that `wanted` accepts; others are dropped.
 ///
 /// # Panics

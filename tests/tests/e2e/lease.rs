@@ -8,12 +8,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use getbuf_tests::{Folder, Rig, Verdict, fill, pattern, reader, skip, tcp, until, until_free};
+use getbuf_tests::{
+    Folder, Rig, Verdict, fill, is_quiet, pattern, reader, skip, tcp, until, until_free,
+};
 use io_uring::opcode::{Nop, PollAdd};
 use io_uring::types::Fd;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use uring_getbuf::engine::Engine;
-use uring_getbuf::ring::{Attached, Ring, Setup};
+use uring_getbuf::ring::{Attached, Setup};
 use uring_getbuf::slots::{DEFAULT_TAG, Event};
 use uring_getbuf::{ErrorKind, STREAM, SendFlags};
 
@@ -271,7 +273,7 @@ fn release_while_in_use(rig: &Rig) -> Verdict {
         drop(ring.wait_installed(fetched)?);
     }
     assert!(!released.is_over());
-    assert_eq!(until_free(&mut ring, 3).len(), 0);
+    assert!(until_free(&mut ring, 3).iter().all(is_quiet));
     assert_eq!(ring.free(), 3);
     from.read_exact(&mut vec![0; size])?;
     assert_eq!(ring.wait_used(written)?, 4096);
@@ -505,7 +507,7 @@ fn cancel(rig: &Rig) -> Verdict {
     let error = ring.wait_used(written).expect_err("cancelled");
     assert_eq!(error.raw_os_error(), Some(libc::ECANCELED), "{error}");
     drop(lease);
-    assert_eq!(until_free(&mut ring, 4).len(), 0, "nothing else is told");
+    assert!(until_free(&mut ring, 4).iter().all(is_quiet), "nothing else is told");
     Ok(())
 }
 
@@ -628,24 +630,10 @@ fn many_fetches_then_waits(rig: &Rig) -> Verdict {
         for lease in fetched.into_iter().rev() {
             assert_eq!(ring.wait_installed(lease)?.expect("a block").len(), 4096);
         }
-        until_free_quietly(&mut ring);
+        let events = until_free(&mut ring, 4);
+        assert!(events.iter().all(is_quiet), "wait_installed has told it: {events:?}");
     }
-    assert_eq!(ring.next_event(), None, "it was told by wait_installed");
     Ok(())
-}
-
-fn until_free_quietly(ring: &mut Ring) {
-    for _ in 0..500 {
-        if ring.free() == 4 {
-            return;
-        }
-        ring.wait_timeout(0, Duration::from_millis(1)).expect("waiting");
-        // The completions of releases are taken here, as a program would.
-        if ring.free() < 4 {
-            assert_eq!(ring.next_event(), None, "it was told by wait_installed");
-        }
-    }
-    panic!("the slots do not come back");
 }
 
 fn write_all_to_a_full_pipe(rig: &Rig) -> Verdict {
@@ -690,7 +678,10 @@ fn sink_that_fails(rig: &Rig) -> Verdict {
     assert_eq!(error.raw_os_error(), Some(libc::EBADF), "{error}");
     let full = ring.attach(&File::create("/dev/full")?)?;
     let error = ring.write_all(&lease, &full, STREAM).expect_err("no space");
-    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+    // The device has no `->write_iter`: a request on kernel memory cannot use it (EFAULT).
+    let errno = error.raw_os_error();
+    let lent = lease.engine() != Engine::Copy;
+    assert!(errno == Some(libc::ENOSPC) || lent && errno == Some(libc::EFAULT), "{error}");
     let (from, to) = pipe()?;
     drop(from);
     let closed = ring.attach(&to)?;

@@ -13,14 +13,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use getbuf_tests::{
-    Folder, Rig, Stop, Verdict, fill, pattern, reader, skip, tcp, until, until_free, writer,
+    Folder, Rig, Stop, Verdict, fill, is_quiet, pattern, reader, skip, tcp, until, until_free,
+    writer,
 };
 use io_uring::opcode::Nop;
 use uring_getbuf::chain::ChainOutcome;
-use uring_getbuf::relay::{Canceller, Relay, Report};
+use uring_getbuf::relay::{Canceller, Failure, Relay, Report};
 use uring_getbuf::ring::Ring;
 use uring_getbuf::slots::Event;
-use uring_getbuf::{ErrorKind, STREAM};
+use uring_getbuf::{Engine, ErrorKind, STREAM};
 
 use crate::Case;
 
@@ -75,12 +76,7 @@ fn whole(ring: &mut Ring, report: Report, want: usize) {
     assert_eq!(report.bytes, want as u64);
     assert!(report.engine == ring.engine() || ring.stats().fallbacks > 0);
     let events = until_free(ring, ring.capacity());
-    assert!(events.iter().all(quiet), "{events:?}");
-}
-
-/// An event that tells nothing.
-fn quiet(event: &Event) -> bool {
-    matches!(event, Event::Released { .. } | Event::Pending)
+    assert!(events.iter().all(is_quiet), "{events:?}");
 }
 
 fn file_to_file(rig: &Rig) -> Verdict {
@@ -398,7 +394,7 @@ fn positions_stay(rig: &Rig) -> Verdict {
     Ok(())
 }
 
-fn no_space(failure: &uring_getbuf::relay::Failure) {
+fn no_space(failure: &Failure) {
     assert_eq!(failure.error.kind(), ErrorKind::Sink, "{failure}");
     assert_eq!(failure.error.raw_os_error(), Some(libc::ENOSPC), "{failure}");
 }
@@ -409,9 +405,12 @@ fn dev_full(rig: &Rig) -> Verdict {
     let source = folder.source(&pattern(13, 100_000))?;
     let failure = Relay::new(&source, &File::create("/dev/full")?).run(&mut ring);
     let failure = failure.expect_err("it is full");
-    no_space(&failure);
+    // The device has no `->write_iter`: a request on kernel memory cannot use it (EFAULT).
+    if rig.engine == Engine::Copy || failure.error.raw_os_error() != Some(libc::EFAULT) {
+        no_space(&failure);
+    }
     assert_eq!(failure.report.bytes, 0);
-    assert!(until_free(&mut ring, 4).iter().all(quiet));
+    assert!(until_free(&mut ring, 4).iter().all(is_quiet));
     Ok(())
 }
 
@@ -447,7 +446,7 @@ fn tiny_file_system(rig: &Rig) -> Verdict {
             assert_eq!(arrived.len() as u64, failure.report.bytes);
             assert!(arrived == pattern(14, 1 << 20)[..arrived.len()]);
         }
-        assert!(until_free(&mut ring, 4).iter().all(quiet));
+        assert!(until_free(&mut ring, 4).iter().all(is_quiet));
         std::fs::remove_file(&path)?;
     }
     Ok(())
@@ -470,7 +469,7 @@ fn file_size_limit(rig: &Rig) -> Verdict {
         // A file system without that limit takes what there is room for.
         Ok(report) => assert!(report.bytes <= 10_000),
     }
-    assert!(until_free(&mut ring, 4).iter().all(quiet));
+    assert!(until_free(&mut ring, 4).iter().all(is_quiet));
     Ok(())
 }
 
@@ -510,7 +509,7 @@ fn peer_closes(rig: &Rig) -> Verdict {
         assert!((100_000..4 << 20).contains(&failure.report.bytes), "{failure}");
         assert!(failure.to_string().contains(&failure.report.bytes.to_string()));
         assert!(peer.join().expect("the peer") == content[..100_000]);
-        assert!(until_free(&mut ring, 4).iter().all(quiet));
+        assert!(until_free(&mut ring, 4).iter().all(is_quiet));
     }
     Ok(())
 }
@@ -589,7 +588,7 @@ fn cancel_blocked_source(rig: &Rig) -> Verdict {
     assert_eq!(failure.error.kind(), ErrorKind::Cancelled, "{failure}");
     assert_eq!(failure.report.bytes, 6);
     assert_eq!(folder.sunk()?, b"so far");
-    assert!(until_free(&mut ring, 4).iter().all(quiet));
+    assert!(until_free(&mut ring, 4).iter().all(is_quiet));
     // The pipe was not read from any more, and the ring works.
     to.write_all(b"later")?;
     drop(to);
@@ -619,7 +618,7 @@ fn cancel_blocked_sink(rig: &Rig) -> Verdict {
         let failure = relay.canceller(&canceller).run(&mut ring).expect_err("cancelled");
         thread.join().expect("the canceller");
         assert_eq!(failure.error.kind(), ErrorKind::Cancelled, "{failure}");
-        assert!(until_free(&mut ring, 4).iter().all(quiet));
+        assert!(until_free(&mut ring, 4).iter().all(is_quiet));
         drop((near, to));
         ring.submit()?;
         if socket {
@@ -646,7 +645,7 @@ fn already_cancelled(rig: &Rig) -> Verdict {
     let source = folder.source(&pattern(20, 400_000))?;
     let failure = Relay::new(&source, &folder.sink()?).canceller(&canceller).run(&mut ring);
     assert_eq!(failure.expect_err("cancelled").error.kind(), ErrorKind::Cancelled);
-    assert!(until_free(&mut ring, 4).iter().all(quiet));
+    assert!(until_free(&mut ring, 4).iter().all(is_quiet));
     Ok(())
 }
 
@@ -887,7 +886,7 @@ fn wrong_ends(rig: &Rig) -> Verdict {
     let failure = Relay::new(&source, &source).run(&mut ring).expect_err("not for writing");
     assert_eq!(failure.error.kind(), ErrorKind::Sink, "{failure}");
     assert_eq!(failure.error.raw_os_error(), Some(libc::EBADF));
-    assert!(until_free(&mut ring, 4).iter().all(quiet));
+    assert!(until_free(&mut ring, 4).iter().all(is_quiet));
     Ok(())
 }
 
