@@ -441,7 +441,7 @@ impl Model {
                 assert_eq!(self.tell(user_data, 0, NOTIF), Event::Returned { id });
             }
             Request::Release { id, user_data } => {
-                let cancelled = how % 4 == 0;
+                let cancelled = how.is_multiple_of(4);
                 let result = if cancelled { CANCELED } else { 0 };
                 self.slot(id).releasing = false;
                 if !cancelled {
@@ -516,7 +516,7 @@ impl Model {
     fn complete_chain(&mut self, mut chain: Running, how: u32) {
         // The notification may come as soon as it is owed, also after the release.
         if let Some(user_data) = chain.notification
-            && (chain.rest.is_empty() || how % 2 == 0)
+            && (chain.rest.is_empty() || how.is_multiple_of(2))
         {
             chain.notification = None;
             self.chain_told(chain, user_data, 0, NOTIF);
@@ -635,7 +635,7 @@ impl Model {
         let (start, token) = ((how >> 8) % lease.len(), (how >> 4) as u16);
         let len = lease.len() - start;
         let (consumer, zero_copy) = consumer(how);
-        let request = if how % 5 == 0 {
+        let request = if how.is_multiple_of(5) {
             lease.writev(&[start..start + len, 0..1], Target::Fd(1), 0)
         } else {
             lease.consume(start.., consumer)
@@ -654,18 +654,18 @@ impl Model {
             // Taken back.
             0 => drop(request),
             // Handed out to somebody who never pushes it.
-            1 if self.table[usize::from(id.slot())].lost < 1 && how % 5 != 0 => {
+            1 if self.table[usize::from(id.slot())].lost < 1 && !how.is_multiple_of(5) => {
                 let _ = request.into_entry();
                 self.table[usize::from(id.slot())].lost += 1;
             }
             _ => {
                 let sqe = read(request.into_entry());
-                if how % 5 != 0 {
+                if !how.is_multiple_of(5) {
                     self.check_use(id, sqe, start, len);
                     let want = [WRITE_FIXED, SEND, SEND_ZC][consumer_choice(how)];
                     assert_eq!(sqe.opcode, want);
                 }
-                let zero_copy = zero_copy && how % 5 != 0;
+                let zero_copy = zero_copy && !how.is_multiple_of(5);
                 let user_data = sqe.user_data;
                 self.requests.push(Request::Use { id: use_id, len, zero_copy, user_data });
             }
