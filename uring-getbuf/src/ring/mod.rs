@@ -454,6 +454,8 @@ impl Ring {
     }
 
     /// Waits for the result of a consumer: the bytes it took. It is there once.
+    /// [`Event::Returned`], which follows that of a `SEND_ZC`, stays for
+    /// [`next_event`](Self::next_event).
     ///
     /// # Errors
     ///
