@@ -2,11 +2,12 @@
 //! What a completion meant.
 
 use std::ffi::c_int;
+use std::mem::MaybeUninit;
+use std::ptr;
 
 use uring_getbuf::Errno;
 use uring_getbuf::chain::ChainOutcome;
-use uring_getbuf::lease::NotInstalled;
-use uring_getbuf::slots::{Event, LeaseId};
+use uring_getbuf::slots::Event;
 
 use crate::abi::{
     GETBUF_CHAIN_DONE, GETBUF_CHAIN_FETCH_FAILED, GETBUF_CHAIN_SHORT_FETCH, GETBUF_CHAIN_SHORT_USE,
@@ -56,21 +57,25 @@ pub unsafe extern "C" fn getbuf_complete(
     if (size as usize) < size_of::<getbuf_event>() {
         return -libc::EINVAL;
     }
-    let told = match getbuf.slots.complete(user_data, res, flags) {
-        Some(told) => getbuf.translate(told),
-        None if is_waste(user_data, getbuf.tag) => NONE,
-        None => return -libc::ENOENT,
+    // SAFETY: at least that large, and the caller's promise. What is in it does not matter.
+    let Some(event) = (unsafe { event.cast::<MaybeUninit<getbuf_event>>().as_mut() }) else {
+        return -libc::EINVAL;
     };
-    // SAFETY: at least that large, and the caller's promise.
-    unsafe { *event = getbuf_event { size, ..told } };
-    told.kind
+    match getbuf.slots.complete(user_data, res, flags) {
+        Some(told) => getbuf.tell(told, size, event),
+        None if is_waste(user_data, getbuf.tag) => {
+            event.write(getbuf_event { size, ..NONE });
+            GETBUF_EVENT_NONE
+        }
+        None => -libc::ENOENT,
+    }
 }
 
 const NONE: getbuf_event = getbuf_event {
     size: 0,
     kind: GETBUF_EVENT_NONE,
     lease: getbuf_lease { id: 0 },
-    data: std::ptr::null_mut(),
+    data: ptr::null_mut(),
     res: 0,
     flags: 0,
     outcome: 0,
@@ -87,25 +92,50 @@ fn res(result: Result<u32, Errno>) -> i32 {
 }
 
 impl getbuf {
+    /// Fills the event in, in each case at its place: it is one of the few things that C pays for
+    /// and Rust does not.
     #[inline]
-    fn translate(&mut self, event: Event) -> getbuf_event {
-        match event {
-            Event::Fetched { lease, result } => {
-                self.settle(lease);
-                self.event(GETBUF_EVENT_FETCHED, lease, res(result))
+    fn tell(&mut self, told: Event, size: u32, event: &mut MaybeUninit<getbuf_event>) -> c_int {
+        let mut fill = |kind, lease, data, res, flags, outcome, token| {
+            let (lease, reserved) = (getbuf_lease { id: lease }, 0);
+            event.write(getbuf_event {
+                size,
+                kind,
+                lease,
+                data,
+                res,
+                flags,
+                outcome,
+                token,
+                reserved,
+            });
+            kind
+        };
+        let slot = match told {
+            Event::Fetched { lease, .. } | Event::Released { lease } => lease.slot(),
+            Event::Used { id, .. } | Event::Returned { id } => id.lease().slot(),
+            Event::Chained { id, .. } => id.slot(),
+            _ => 0,
+        };
+        // The slots hold a slot until its last completion is there, so what the event is for is
+        // the last that was handed out.
+        let Some(place) = self.places.get_mut(usize::from(slot)) else { return -libc::EIO };
+        let (id, data) = (place.id, place.data);
+        match told {
+            Event::Fetched { result, .. } => {
+                place.settle();
+                fill(GETBUF_EVENT_FETCHED, id, data, res(result), 0, 0, 0)
             }
-            Event::Used { id, result, more } => getbuf_event {
-                flags: if more { GETBUF_EVENT_MORE } else { 0 },
-                token: id.token(),
-                ..self.event(GETBUF_EVENT_USED, id.lease(), res(result))
-            },
-            Event::Returned { id } => getbuf_event {
-                token: id.token(),
-                ..self.event(GETBUF_EVENT_RETURNED, id.lease(), 0)
-            },
-            Event::Released { lease } => self.event(GETBUF_EVENT_RELEASED, lease, 0),
-            Event::Chained { id, outcome } => {
-                self.replace(id.slot(), Held::Nothing);
+            Event::Used { id: request, result, more } => {
+                let flags = if more { GETBUF_EVENT_MORE } else { 0 };
+                fill(GETBUF_EVENT_USED, id, data, res(result), flags, 0, request.token())
+            }
+            Event::Returned { id: request } => {
+                fill(GETBUF_EVENT_RETURNED, id, data, 0, 0, 0, request.token())
+            }
+            Event::Released { .. } => fill(GETBUF_EVENT_RELEASED, id, data, 0, 0, 0, 0),
+            Event::Chained { outcome, .. } => {
+                place.put(Held::Nothing);
                 let (outcome, res) = match outcome {
                     ChainOutcome::Done(bytes) => (GETBUF_CHAIN_DONE, bytes as i32),
                     ChainOutcome::ShortFetch(bytes) => (GETBUF_CHAIN_SHORT_FETCH, bytes as i32),
@@ -115,31 +145,10 @@ impl getbuf {
                     // There are no others in this version.
                     _ => (GETBUF_CHAIN_USE_FAILED, -libc::EIO),
                 };
-                getbuf_event { outcome, ..self.event(GETBUF_EVENT_CHAINED, id, res) }
+                fill(GETBUF_EVENT_CHAINED, id, data, res, 0, outcome, 0)
             }
-            Event::Stale => getbuf_event { kind: GETBUF_EVENT_STALE, ..NONE },
-            _ => NONE,
+            Event::Stale => fill(GETBUF_EVENT_STALE, 0, ptr::null_mut(), 0, 0, 0, 0),
+            _ => fill(GETBUF_EVENT_NONE, 0, ptr::null_mut(), 0, 0, 0, 0),
         }
-    }
-
-    #[inline]
-    fn event(&self, kind: c_int, lease: LeaseId, res: i32) -> getbuf_event {
-        let (lease, data) = self.named(lease);
-        getbuf_event { kind, lease, data, res, ..NONE }
-    }
-
-    /// A fetch is done: its lease, if C has not released it, is installed or over.
-    #[inline]
-    fn settle(&mut self, lease: LeaseId) {
-        let slot = lease.slot();
-        let held = match self.replace(slot, Held::Nothing) {
-            Held::Fetched(lease) => match lease.installed() {
-                Ok(lease) => Held::Installed(lease),
-                Err(NotInstalled::Pending(lease)) => Held::Fetched(lease),
-                Err(NotInstalled::EndOfFile | NotInstalled::Failed(_)) => return,
-            },
-            held => held,
-        };
-        self.replace(slot, held);
     }
 }

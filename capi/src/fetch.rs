@@ -6,7 +6,6 @@ use std::ffi::{c_int, c_void};
 use std::ops::Range;
 use std::slice;
 
-use io_uring::squeue::Entry;
 use io_uring::types::{Fd, Fixed};
 use uring_getbuf::SendFlags;
 use uring_getbuf::chain::Chain;
@@ -91,7 +90,7 @@ fn send_flags(bits: c_int) -> Outcome<SendFlags> {
     if bits & !known == 0 { Ok(flags) } else { Err(libc::EINVAL) }
 }
 
-/// Makes a request, and fills the SQE with it; or makes the SQE harmless and says why.
+/// Has a request made that fills the SQE, which is not null; or makes the SQE harmless and says why.
 ///
 /// # Safety
 ///
@@ -100,20 +99,16 @@ fn send_flags(bits: c_int) -> Outcome<SendFlags> {
 unsafe fn request(
     getbuf: *mut getbuf,
     sqe: *mut io_uring_sqe,
-    make: impl FnOnce(&mut getbuf) -> Outcome<Entry>,
+    make: impl FnOnce(&mut getbuf, *mut io_uring_sqe) -> Outcome,
 ) -> c_int {
     // SAFETY: the caller's promise.
     let (made, tag) = match unsafe { getbuf.as_mut() } {
-        Some(getbuf) if !sqe.is_null() => (make(getbuf), getbuf.tag),
+        Some(getbuf) if !sqe.is_null() => (make(getbuf, sqe), getbuf.tag),
         Some(getbuf) => (Err(libc::EINVAL), getbuf.tag),
         None => (Err(libc::EINVAL), DEFAULT_TAG),
     };
     match made {
-        Ok(entry) => {
-            // SAFETY: not null, and the caller's promise.
-            unsafe { fill(sqe, &entry) };
-            0
-        }
+        Ok(()) => 0,
         Err(errno) => {
             // SAFETY: the caller's promise.
             unsafe { waste(sqe, tag) };
@@ -146,7 +141,7 @@ pub unsafe extern "C" fn getbuf_fetch(
     data: *mut c_void,
     lease: *mut getbuf_lease,
 ) -> c_int {
-    let make = |getbuf: &mut getbuf| {
+    let make = |getbuf: &mut getbuf, sqe| {
         // SAFETY: the caller's promise.
         let source = unsafe { file(source) }?.source()?;
         if lease.is_null() || len == 0 || len > getbuf.slots.max_fetch() {
@@ -156,11 +151,12 @@ pub unsafe extern "C" fn getbuf_fetch(
             return Err(libc::ENOBUFS);
         }
         let (fetched, request) = getbuf.slots.fetch(source, offset, len).map_err(number)?;
-        let entry = request.into_entry();
+        // SAFETY: not null, and the caller's promise.
+        unsafe { fill(sqe, &request.into_entry()) };
         let value = getbuf.hand_out(fetched.id().slot(), Held::Fetched(fetched), data);
         // SAFETY: not null, and the caller's promise.
         unsafe { *lease = value };
-        Ok(entry)
+        Ok(())
     };
     // SAFETY: the caller's promise.
     unsafe { request(getbuf, sqe, make) }
@@ -180,14 +176,16 @@ unsafe fn consume(
     sink: *const getbuf_file,
     consumer: impl FnOnce(Target) -> Outcome<Consumer>,
 ) -> c_int {
-    let make = |getbuf: &mut getbuf| {
+    let make = |getbuf: &mut getbuf, sqe| {
         let lease = getbuf.installed(lease)?;
         // SAFETY: the caller's promise.
         let sink = unsafe { file(sink) }?;
         let end = range.start.checked_add(range.len).ok_or(libc::ERANGE)?;
         let consumer = consumer(sink.target()?)?;
         let request = lease.consume(range.start..end, consumer).map_err(number)?;
-        Ok(request.token(sink.token).into_entry())
+        // SAFETY: not null, and the caller's promise.
+        unsafe { fill(sqe, &request.token(sink.token).into_entry()) };
+        Ok(())
     };
     // SAFETY: the caller's promise.
     unsafe { request(getbuf, sqe, make) }
@@ -285,7 +283,7 @@ pub unsafe extern "C" fn getbuf_writev(
     sink: *const getbuf_file,
     offset: u64,
 ) -> c_int {
-    let make = |getbuf: &mut getbuf| {
+    let make = |getbuf: &mut getbuf, sqe| {
         let lease = getbuf.installed(lease)?;
         // SAFETY: the caller's promise.
         let sink = unsafe { file(sink) }?;
@@ -301,7 +299,9 @@ pub unsafe extern "C" fn getbuf_writev(
         }
         let ranges = ranges.get(..given.len()).unwrap_or_default();
         let request = lease.writev(ranges, sink.target()?, offset).map_err(number)?;
-        Ok(request.token(sink.token).into_entry())
+        // SAFETY: not null, and the caller's promise.
+        unsafe { fill(sqe, &request.token(sink.token).into_entry()) };
+        Ok(())
     };
     // SAFETY: the caller's promise.
     unsafe { request(getbuf, sqe, make) }

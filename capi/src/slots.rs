@@ -4,13 +4,14 @@
 #![expect(non_camel_case_types, reason = "the names that C sees")]
 
 use std::ffi::c_void;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use io_uring::squeue::Entry;
-use uring_getbuf::lease::{Fetched, Installed, Lease};
-use uring_getbuf::slots::{LeaseId, Slots};
+use uring_getbuf::lease::{Fetched, Installed, Lease, NotInstalled};
+use uring_getbuf::slots::Slots;
 
 use crate::abi::getbuf_lease;
 use crate::errors::Outcome;
@@ -26,7 +27,7 @@ const SLOT: u64 = (1 << 14) - 1;
 #[derive(Debug)]
 pub struct getbuf {
     pub(crate) slots: Slots,
-    places: Box<[Place]>,
+    pub(crate) places: Box<[Place]>,
     /// In its place in an `id`.
     serial: u64,
     pub(crate) tag: u8,
@@ -58,12 +59,12 @@ pub(crate) struct Blocks {
 
 /// What C has of one slot.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     /// The last lease that was handed out.
-    id: u64,
+    pub(crate) id: u64,
     generation: u32,
     held: Held,
-    data: *mut c_void,
+    pub(crate) data: *mut c_void,
 }
 
 #[derive(Debug)]
@@ -73,6 +74,34 @@ pub(crate) enum Held {
     Fetched(Lease<Fetched>),
     Installed(Lease<Installed>),
     Chain,
+}
+
+impl Place {
+    /// Puts something in the place of what is over. It holds no lease then, so nothing is dropped
+    /// here, and no time is spent on finding that out.
+    #[inline]
+    pub(crate) fn put(&mut self, held: Held) {
+        mem::forget(mem::replace(&mut self.held, held));
+    }
+
+    #[inline]
+    fn take(&mut self) -> Held {
+        mem::replace(&mut self.held, Held::Nothing)
+    }
+
+    /// The fetch is done: its lease, if C has not released it, is installed or over.
+    #[inline]
+    pub(crate) fn settle(&mut self) {
+        let held = match self.take() {
+            Held::Fetched(lease) => match lease.installed() {
+                Ok(lease) => Held::Installed(lease),
+                Err(NotInstalled::Pending(lease)) => Held::Fetched(lease),
+                Err(NotInstalled::EndOfFile | NotInstalled::Failed(_)) => return,
+            },
+            held => held,
+        };
+        self.put(held);
+    }
 }
 
 impl getbuf {
@@ -109,7 +138,7 @@ impl getbuf {
         };
         place.generation = (place.generation + 1) & GENERATION;
         place.id = self.serial | u64::from(place.generation) << GENERATION_SHIFT | u64::from(slot);
-        place.held = held;
+        place.put(held);
         place.data = data;
         getbuf_lease { id: place.id }
     }
@@ -154,26 +183,14 @@ impl getbuf {
     /// Takes what is behind a value; the value is stale from now on.
     #[inline]
     pub(crate) fn take(&mut self, lease: getbuf_lease) -> Outcome<Held> {
-        self.held(lease)?;
-        Ok(self.replace(lease.id as u16 & SLOT as u16, Held::Nothing))
-    }
-
-    /// Puts something else behind a slot's value.
-    #[inline]
-    pub(crate) fn replace(&mut self, slot: u16, held: Held) -> Held {
-        match self.places.get_mut(usize::from(slot)) {
-            Some(place) => std::mem::replace(&mut place.held, held),
-            None => Held::Nothing,
-        }
-    }
-
-    /// The value and the data of the lease that a completion was for. The slots hold a slot until
-    /// its last completion is there, so it is the last that was handed out.
-    #[inline]
-    pub(crate) fn named(&self, lease: LeaseId) -> (getbuf_lease, *mut c_void) {
-        match self.places.get(usize::from(lease.slot())) {
-            Some(place) => (getbuf_lease { id: place.id }, place.data),
-            None => (getbuf_lease::default(), ptr::null_mut()),
+        let index = self.place(lease)?;
+        match self.places.get_mut(index) {
+            Some(place) => match place.held {
+                Held::Fetched(_) | Held::Installed(_) => Ok(place.take()),
+                Held::Nothing => Err(libc::ENOENT),
+                Held::Chain => Err(libc::EINVAL),
+            },
+            None => Err(libc::ENOENT),
         }
     }
 
