@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{Read, Write, pipe};
 use std::mem;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use uring_getbuf::chain::ChainOutcome;
 use uring_getbuf::engine::Engine;
 use uring_getbuf::relay::Relay;
 use uring_getbuf::slots::Event;
-use uring_getbuf::{STREAM, SendFlags};
+use uring_getbuf::{Pool, STREAM, SendFlags};
 
 use crate::Case;
 
@@ -22,6 +23,7 @@ pub(crate) const CENTRAL: &[Case] = &[
     ("ring_dropped_with_leases", ring_dropped_with_leases),
     ("ring_dropped_with_blocked_requests", ring_dropped_with_blocked_requests),
     ("ring_dropped_with_queued_requests", ring_dropped_with_queued_requests),
+    ("ring_dropped_but_not_its_descriptor", ring_dropped_but_not_its_descriptor),
     ("foreign_unregister_buffers", foreign_unregister_buffers),
     ("foreign_unregister_files", foreign_unregister_files),
 ];
@@ -95,6 +97,49 @@ fn ring_dropped_with_blocked_requests(rig: &Rig) -> Verdict {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(closed.expect_err("nobody reads").kind(), std::io::ErrorKind::BrokenPipe);
+    Ok(())
+}
+
+/// Who has duplicated the ring's descriptor keeps the kernel from ending the requests: the drop
+/// must have done so, or they would go on, from memory that is not the pool's any more.
+fn ring_dropped_but_not_its_descriptor(rig: &Rig) -> Verdict {
+    let folder = Folder::new()?;
+    let mut ring = rig.ring();
+    let source = ring.attach(&folder.source(&pattern(10, 4096))?)?;
+    let fetched = ring.fetch(&source, 0, 4096)?;
+    let lease = ring.wait_installed(fetched)?.expect("a block");
+    let (near, mut far) = UnixStream::pair()?;
+    let full = fill(&near)?;
+    let socket = ring.attach(&near)?;
+    let (mut from, to) = pipe()?;
+    let full_pipe = fill(&to)?;
+    let sink = ring.attach(&to)?;
+    let (empty, mut writer) = pipe()?;
+    let silent = ring.attach(&empty)?;
+    let _ = ring.send(&lease, .., &socket, SendFlags::WAIT_ALL)?;
+    let _ = ring.write(&lease, .., &sink, STREAM)?;
+    let waiting = ring.fetch(&silent, STREAM, 4096)?;
+    ring.submit()?;
+    ring.wait_timeout(1, Duration::from_millis(20))?;
+    let kept = ring.as_fd().try_clone_to_owned()?;
+    drop(ring);
+    drop((lease, waiting));
+    // Very likely where the pool was.
+    let poison = Pool::new(4, 4096)?;
+    far.read_exact(&mut vec![0; full])?;
+    from.read_exact(&mut vec![0; full_pipe])?;
+    writer.write_all(b"x")?;
+    std::thread::sleep(Duration::from_millis(20));
+    far.set_nonblocking(true)?;
+    rustix::io::ioctl_fionbio(&from, true)?;
+    rustix::io::ioctl_fionbio(&empty, true)?;
+    let mut room = [0; 16];
+    for (what, got) in [("send", far.read(&mut room)), ("write", from.read(&mut room))] {
+        let error = got.expect_err("it was cancelled");
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "{what}");
+    }
+    assert_eq!((&empty).read(&mut room)?, 1, "the fetch was cancelled");
+    drop((kept, poison));
     Ok(())
 }
 
