@@ -466,8 +466,8 @@ int getbuf_chain(struct getbuf *getbuf,
  * Lets the slot of a lease be emptied, also while requests use it or its fetch is not done. The
  * value is stale from now on. Where the kernel has to be asked, getbuf_pending() says so.
  *
- * 0. -EINVAL: NULL, or a lease that is zero or a chain. -EXDEV: a lease of other slots. -ENOENT:
- * the lease is over.
+ * Returns 0. -EINVAL: NULL, or a lease that is zero or a chain. -EXDEV: a lease of other slots.
+ * -ENOENT: the lease is over.
  */
 int getbuf_release(struct getbuf *getbuf,
                    struct getbuf_lease lease);

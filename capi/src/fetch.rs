@@ -422,8 +422,8 @@ pub unsafe extern "C" fn getbuf_chain(
 /// Lets the slot of a lease be emptied, also while requests use it or its fetch is not done. The
 /// value is stale from now on. Where the kernel has to be asked, getbuf_pending() says so.
 ///
-/// 0. -EINVAL: NULL, or a lease that is zero or a chain. -EXDEV: a lease of other slots. -ENOENT:
-/// the lease is over.
+/// Returns 0. -EINVAL: NULL, or a lease that is zero or a chain. -EXDEV: a lease of other slots.
+/// -ENOENT: the lease is over.
 ///
 /// # Safety
 ///
