@@ -39,6 +39,9 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
         "memory_limit" => under_a_memory_limit(engine),
         "no_rings" => without_rings(),
         "steady" => steady(engine),
+        "sleep" => std::io::copy(&mut std::io::stdin(), &mut std::io::sink())
+            .map(|_| ())
+            .map_err(Stop::from),
         _ => Err(Stop::Fail(format!("no child {what}"))),
     };
     match done {
@@ -51,6 +54,38 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
             println!("{how}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A process that sleeps until this is dropped.
+pub(crate) struct Sleeper(std::process::Child);
+
+impl Sleeper {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args([FLAG, "sleep", Engine::Copy.name()]).stdin(Stdio::piped());
+        let child = command.spawn()?;
+        // It is asleep when it waits for its standard input.
+        for _ in 0..500 {
+            thread::sleep(Duration::from_millis(2));
+            let state = std::fs::read_to_string(format!("/proc/{}/syscall", child.id()));
+            if state.is_ok_and(|state| state.starts_with(&format!("{} ", libc::SYS_read))) {
+                break;
+            }
+        }
+        Ok(Self(child))
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        // Its standard input ends, and it with it.
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
 }
 
