@@ -97,7 +97,7 @@ pub(crate) fn run(
     if late {
         child.kill()?;
     }
-    child.wait()?;
+    let status = child.wait()?;
     let _ = (out.join(), err.join(), log.join());
     let said = said.unwrap_or_else(|| fs::read(&path))?;
     let said = String::from_utf8_lossy(&said);
@@ -108,7 +108,7 @@ pub(crate) fn run(
     if late {
         findings.insert(0, format!("the guest did not end in {:?}", job.limit + MARGIN));
     } else if code.is_none() {
-        findings.insert(0, "the guest ended before the command did".into());
+        findings.insert(0, format!("the guest ended before the command did: {status}"));
     }
     let mut log = None;
     if !findings.is_empty() {
