@@ -110,6 +110,8 @@ enum Request {
         id: UseId,
         len: u32,
         zero_copy: bool,
+        /// It borrows the slot's array of ranges.
+        ranges: bool,
         user_data: u64,
     },
     /// A `SEND_ZC` that has its result.
@@ -434,7 +436,7 @@ impl Model {
             Request::Fetch { id, len, lent, user_data } => {
                 self.complete_fetch(id, len, lent, user_data, how);
             }
-            Request::Use { id, len, zero_copy, user_data } => {
+            Request::Use { id, len, zero_copy, user_data, .. } => {
                 self.complete_use(id, len, zero_copy, user_data, how);
             }
             Request::Notification { id, user_data } => {
@@ -635,7 +637,11 @@ impl Model {
         let (start, token) = ((how >> 8) % lease.len(), (how >> 4) as u16);
         let len = lease.len() - start;
         let (consumer, zero_copy) = consumer(how);
-        let request = if how.is_multiple_of(5) {
+        let ranges = how.is_multiple_of(5);
+        let ranging = self.requests.iter().any(|request| {
+            matches!(request, Request::Use { id: used, ranges: true, .. } if used.lease() == id)
+        });
+        let request = if ranges {
             lease.writev(&[start..start + len, 0..1], Target::Fd(1), 0)
         } else {
             lease.consume(start.., consumer)
@@ -644,30 +650,31 @@ impl Model {
             Ok(request) => request.token(token),
             Err(error) if error.kind() == ErrorKind::Unavailable => return,
             Err(error) => {
-                assert_eq!((error.kind(), how % 5), (ErrorKind::Busy, 0));
+                assert_eq!((error.kind(), ranging), (ErrorKind::Busy, true));
                 return;
             }
         };
+        assert!(!(ranges && ranging), "two vectored writes share one array");
         let use_id = request.id();
         assert_eq!((use_id.lease(), use_id.token()), (id, token));
         match (how >> 2) % 8 {
             // Taken back.
             0 => drop(request),
             // Handed out to somebody who never pushes it.
-            1 if self.table[usize::from(id.slot())].lost < 1 && !how.is_multiple_of(5) => {
+            1 if self.table[usize::from(id.slot())].lost < 1 && !ranges => {
                 let _ = request.into_entry();
                 self.table[usize::from(id.slot())].lost += 1;
             }
             _ => {
                 let sqe = read(request.into_entry());
-                if !how.is_multiple_of(5) {
+                if !ranges {
                     self.check_use(id, sqe, start, len);
                     let want = [WRITE_FIXED, SEND, SEND_ZC][consumer_choice(how)];
                     assert_eq!(sqe.opcode, want);
                 }
-                let zero_copy = zero_copy && !how.is_multiple_of(5);
+                let zero_copy = zero_copy && !ranges;
                 let user_data = sqe.user_data;
-                self.requests.push(Request::Use { id: use_id, len, zero_copy, user_data });
+                self.requests.push(Request::Use { id: use_id, len, zero_copy, ranges, user_data });
             }
         }
     }
