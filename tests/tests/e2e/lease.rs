@@ -52,6 +52,7 @@ pub(crate) const CASES: &[Case] = &[
     ("sink_that_fails", sink_that_fails),
     ("direct", direct),
     ("pipe_falls_back", pipe_falls_back),
+    ("do_not_wait", do_not_wait),
     ("cancel_then_detach", cancel_then_detach),
 ];
 
@@ -711,6 +712,22 @@ fn direct(rig: &Rig) -> Verdict {
         ring.write_all(&lease, &sink, block * 4096)?;
     }
     assert_eq!(folder.sunk()?, content);
+    Ok(())
+}
+
+fn do_not_wait(rig: &Rig) -> Verdict {
+    let folder = Folder::new()?;
+    let mut ring = rig.ring();
+    let source = ring.attach(&folder.source(&pattern(17, 4096))?)?;
+    let (near, _far) = UnixStream::pair()?;
+    fill(&near)?;
+    let sink = ring.attach(&near)?;
+    let fetched = ring.fetch(&source, 0, 4096)?;
+    let lease = ring.wait_installed(fetched)?.expect("a block");
+    let sent = ring.send(&lease, .., &sink, SendFlags::DONT_WAIT)?;
+    let error = ring.wait_used(sent).expect_err("the socket is full");
+    assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "{error}");
+    assert_eq!(lease.uses(), 0);
     Ok(())
 }
 
