@@ -18,7 +18,6 @@ const RECIPE: &str = "1";
 
 /// Builds the kernel, unless the cache has it, and returns the file to boot.
 pub(super) fn build(kernel: &Kernel) -> Result<PathBuf> {
-    let _lock = cache::lock()?;
     let tree = tree(kernel)?;
     let fragments = fragments(kernel);
     let mut parts = vec![RECIPE.into(), tree.name.clone().into_bytes()];

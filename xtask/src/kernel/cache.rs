@@ -29,11 +29,11 @@ pub(crate) fn folder() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Keeps other processes from building in the cache, as long as it lives.
-pub(super) fn lock() -> Result<File> {
-    let file = File::create(folder()?.join("lock"))?;
+/// Keeps other processes from making the same thing, as long as the result lives.
+pub(super) fn lock(path: &Path) -> Result<File> {
+    let file = File::create(beside(path, ".lock"))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        eprintln!("waiting for another build in the cache");
+        eprintln!("another process is making {}", path.display());
         flock(&file, FlockOperation::LockExclusive)?;
     }
     Ok(file)
@@ -64,11 +64,15 @@ pub(super) fn entry(
     let folder = self::folder()?.join(folder);
     let entry = folder.join(format!("{kind}-{name}"));
     if !used(&entry).exists() {
-        remove(&entry)?;
         fs::create_dir_all(&folder)?;
-        prune(&folder, kind, name.len())?;
-        fs::create_dir_all(&entry)?;
-        make(&entry)?;
+        let _lock = lock(&entry)?;
+        if !used(&entry).exists() {
+            remove(&entry)?;
+            prune(&folder, kind, name.len())?;
+            fs::create_dir_all(&entry)?;
+            make(&entry)?;
+            File::create(used(&entry))?;
+        }
     }
     File::create(used(&entry))?;
     Ok(entry)
@@ -93,8 +97,13 @@ fn prune(folder: &Path, kind: &str, length: usize) -> Result<()> {
 }
 
 fn used(entry: &Path) -> PathBuf {
-    let mut path = entry.as_os_str().to_owned();
-    path.push(USED);
+    beside(entry, USED)
+}
+
+/// The path with something behind its name.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(end);
     path.into()
 }
 

@@ -98,8 +98,12 @@ fn package() -> Result<PathBuf> {
             "there is no apt here to get {name}: give the source of Linux {RELEASE} with --source"
         );
     }
-    eprintln!("downloading {name}");
     let own = cache.join("apt");
+    let _lock = cache::lock(&own)?;
+    if let Some(package) = cached()? {
+        return Ok(package);
+    }
+    eprintln!("downloading {name}");
     for folder in ["lists/partial", "archives/partial"] {
         fs::create_dir_all(own.join(folder))?;
     }
