@@ -83,10 +83,12 @@ fn prune(folder: &Path, kind: &str, length: usize) -> Result<()> {
     for entry in fs::read_dir(folder)?.flatten() {
         let name = entry.file_name();
         let rest = name.to_str().and_then(|name| name.strip_prefix(kind)?.strip_prefix('-'));
-        // "um-stock" is another kind than "um-stock-debug".
-        if rest.is_some_and(|rest| rest.len() == length && !rest.contains('-')) {
-            let used = used(&entry.path()).metadata().and_then(|used| used.modified());
-            old.push((used.unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
+        // "um-stock" is another kind than "um-stock-debug"; and what is not complete may be in the
+        // making.
+        if rest.is_some_and(|rest| rest.len() == length && !rest.contains('-'))
+            && let Ok(used) = used(&entry.path()).metadata()
+        {
+            old.push((used.modified()?, entry.path()));
         }
     }
     old.sort();
