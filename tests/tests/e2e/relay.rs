@@ -55,6 +55,7 @@ pub(crate) const CASES: &[Case] = &[
     ("file_size_limit", file_size_limit),
     ("source_truncated", source_truncated),
     ("source_grows", source_grows),
+    ("source_cut_and_grown", source_cut_and_grown),
     ("signals", signals),
     ("progress", progress),
     ("two_in_a_row", two_in_a_row),
@@ -570,6 +571,41 @@ fn source_grows(rig: &Rig) -> Verdict {
             })
             .run(&mut ring)?;
         drop(to);
+        whole(&mut ring, report, content.len());
+        let got = if to_pipe { peer.join().expect("the peer") } else { folder.sunk()? };
+        assert!(got == content);
+    }
+    Ok(())
+}
+
+/// A block that was short is asked for its rest, which may be there by then.
+fn source_cut_and_grown(rig: &Rig) -> Verdict {
+    let (folder, content) = (Folder::new()?, pattern(31, 12 * 4096 + 9));
+    let cut = 6 * 4096 + 100;
+    for to_pipe in [false, true] {
+        // One block at a time, so that the short one is the last that was asked for.
+        let mut ring = rig.small().slots(1).build()?;
+        drop(folder.source(&content)?);
+        let source = File::options().read(true).write(true).open(folder.path("source"))?;
+        let (other, rest) = (source.try_clone()?, content[cut..].to_vec());
+        let sink = folder.sink()?;
+        let (from, to) = pipe()?;
+        let peer = reader(from);
+        let (mut before, mut is_cut, mut grown) = (0, false, false);
+        let relay = if to_pipe { Relay::new(&source, &to) } else { Relay::new(&source, &sink) };
+        let relay = relay.on_progress(|progress| {
+            if !is_cut {
+                other.set_len(cut as u64).expect("truncating");
+                is_cut = true;
+            } else if !grown && progress.bytes >= 6 * 4096 && progress.bytes == before {
+                other.write_all_at(&rest, cut as u64).expect("growing");
+                grown = true;
+            }
+            before = progress.bytes;
+        });
+        let report = relay.run(&mut ring)?;
+        drop(to);
+        assert!(grown, "no progress without bytes");
         whole(&mut ring, report, content.len());
         let got = if to_pipe { peer.join().expect("the peer") } else { folder.sunk()? };
         assert!(got == content);
