@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Leases: the descriptor that lives as long as the buffer does, and the
+ * accounting of the memory it holds.
+ */
+#include <linux/cred.h>
+#include <linux/list.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/user.h>
+#include <linux/slab.h>
+
+#include "getbuf.h"
+
+/* How many spare leases of each size a client keeps. */
+static const unsigned int max_spares[GETBUF_SPARE_SIZES] = { 64, 8 };
+
+static LIST_HEAD(clients);
+static DEFINE_SPINLOCK(clients_lock);
+
+struct getbuf_client *getbuf_client_new(void)
+{
+	struct getbuf_client *client;
+
+	client = kzalloc_obj(*client, GFP_KERNEL_ACCOUNT);
+	if (!client)
+		return NULL;
+	refcount_set(&client->refs, 1);
+	spin_lock_init(&client->lock);
+	client->uid = current_user()->uid;
+
+	spin_lock(&clients_lock);
+	list_add(&client->node, &clients);
+	spin_unlock(&clients_lock);
+
+	/* a client with leases is all that holds the module in the end */
+	__module_get(THIS_MODULE);
+	return client;
+}
+
+void getbuf_client_get(struct getbuf_client *client)
+{
+	refcount_inc(&client->refs);
+}
+
+/* The caller may not be in a hurry to return: see getbuf_exit(). */
+void getbuf_client_put(struct getbuf_client *client)
+{
+	struct getbuf_lease *lease, *next;
+	int i;
+
+	if (likely(!refcount_dec_and_test(&client->refs)))
+		return;
+
+	spin_lock(&clients_lock);
+	list_del(&client->node);
+	spin_unlock(&clients_lock);
+
+	for (i = 0; i < GETBUF_SPARE_SIZES; i++) {
+		for (lease = client->spare[i].first; lease; lease = next) {
+			next = lease->next;
+			kvfree(lease);
+		}
+	}
+	kfree(client);
+	module_put(THIS_MODULE);
+}
+
+/* Bytes in all leases of the user who has opened the device. */
+u64 getbuf_client_pinned(const struct getbuf_client *client)
+{
+	struct getbuf_client *other;
+	long pages = 0;
+
+	spin_lock(&clients_lock);
+	list_for_each_entry(other, &clients, node) {
+		if (uid_eq(other->uid, client->uid))
+			pages += atomic_long_read(&other->pages);
+	}
+	spin_unlock(&clients_lock);
+	return (u64)pages << PAGE_SHIFT;
+}
+
+static inline int spare_size(unsigned int nr_bvecs)
+{
+	if (nr_bvecs <= GETBUF_SMALL_BVECS)
+		return 0;
+	if (nr_bvecs <= GETBUF_LARGE_BVECS)
+		return 1;
+	return GETBUF_SPARE_SIZES;
+}
+
+static struct getbuf_lease *spare_pop(struct getbuf_client *client, int size)
+{
+	struct getbuf_lease *lease;
+
+	if (unlikely(!spin_trylock(&client->lock)))
+		return NULL;
+	lease = client->spare[size].first;
+	if (likely(lease)) {
+		client->spare[size].first = lease->next;
+		client->spare[size].nr--;
+	}
+	spin_unlock(&client->lock);
+	return lease;
+}
+
+static bool spare_push(struct getbuf_client *client, int size,
+		       struct getbuf_lease *lease)
+{
+	bool kept = false;
+
+	if (unlikely(!spin_trylock(&client->lock)))
+		return false;
+	if (likely(client->spare[size].nr < max_spares[size])) {
+		lease->next = client->spare[size].first;
+		client->spare[size].first = lease;
+		client->spare[size].nr++;
+		kept = true;
+	}
+	spin_unlock(&client->lock);
+	return kept;
+}
+
+/* A lease with room for @len bytes that start anywhere in a page. */
+struct getbuf_lease *getbuf_lease_new(struct getbuf_client *client, size_t len)
+{
+	unsigned int nr = (len >> PAGE_SHIFT) + 2;
+	struct getbuf_lease *lease = NULL;
+	int size = spare_size(nr);
+
+	if (likely(size < GETBUF_SPARE_SIZES)) {
+		nr = size ? GETBUF_LARGE_BVECS : GETBUF_SMALL_BVECS;
+		lease = spare_pop(client, size);
+	}
+	if (unlikely(!lease)) {
+		lease = kvmalloc_flex(*lease, bvec, nr, GFP_KERNEL_ACCOUNT);
+		if (!lease)
+			return NULL;
+		lease->client = client;
+		lease->desc.max_bvecs = nr;
+		lease->desc.bvec = lease->bvec;
+		getbuf_count(GETBUF_STAT_ALLOCATIONS, 1);
+	}
+	lease->desc.nr_bvecs = 0;
+	lease->desc.release = NULL;
+	return lease;
+}
+
+/* Give back the memory and the descriptor of a lease that was not charged. */
+void getbuf_lease_drop(struct getbuf_lease *lease)
+{
+	int size = spare_size(lease->desc.max_bvecs);
+
+	if (lease->desc.nr_bvecs)
+		lease->desc.release(&lease->desc);
+	if (unlikely(size == GETBUF_SPARE_SIZES) ||
+	    unlikely(!spare_push(lease->client, size, lease)))
+		kvfree(lease);
+}
+
+static unsigned long lease_pages(const struct iou_buf_desc *desc)
+{
+	unsigned long pages = 0;
+	unsigned int i;
+
+	for (i = 0; i < desc->nr_bvecs; i++)
+		pages += PFN_UP(offset_in_page(desc->bvec[i].bv_offset) +
+				(size_t)desc->bvec[i].bv_len);
+	return pages;
+}
+
+/*
+ * Charge what the core charges for a buffer of the program's own memory: the
+ * user who has made the ring, unless it was allowed to lock any amount, and
+ * its mm. Both belong to the ring, and to each ring that the buffer can be
+ * cloned to, and so are there when the lease ends.
+ */
+static int lease_charge(struct getbuf_lease *lease, struct io_ring_ctx *ctx)
+{
+	unsigned long pages = lease_pages(&lease->desc);
+	struct user_struct *user = ctx->user;
+	struct mm_struct *mm = ctx->mm_account;
+
+	if (user) {
+		unsigned long limit = rlimit(RLIMIT_MEMLOCK) >> PAGE_SHIFT;
+		long have = atomic_long_read(&user->locked_vm);
+
+		do {
+			if (have + pages > limit)
+				return -EDQUOT;
+		} while (!atomic_long_try_cmpxchg(&user->locked_vm, &have,
+						  have + pages));
+	}
+	if (mm)
+		atomic64_add(pages, &mm->pinned_vm);
+	atomic_long_add(pages, &lease->client->pages);
+
+	lease->user = user;
+	lease->mm = mm;
+	lease->pages = pages;
+	return 0;
+}
+
+static void lease_uncharge(struct getbuf_lease *lease)
+{
+	if (lease->user)
+		atomic_long_sub(lease->pages, &lease->user->locked_vm);
+	if (lease->mm)
+		atomic64_sub(lease->pages, &lease->mm->pinned_vm);
+	atomic_long_sub(lease->pages, &lease->client->pages);
+}
+
+/*
+ * Called by the core when the last request that uses the buffer is done, with
+ * the lock of a ring held. The ring need not be the one that made the lease,
+ * and all files may be closed.
+ */
+static void lease_release(void *priv)
+{
+	struct getbuf_lease *lease = priv;
+	struct getbuf_client *client = lease->client;
+
+	getbuf_count(GETBUF_STAT_LEASES, -1);
+	getbuf_count(GETBUF_STAT_PINNED_PAGES, -(long)lease->pages);
+	lease_uncharge(lease);
+	getbuf_lease_drop(lease);
+	getbuf_client_put(client);
+}
+
+/*
+ * The slot takes over the lease, which may be gone when this returns. On an
+ * error it stays the caller's.
+ */
+int getbuf_lease_install(struct getbuf_lease *lease, struct io_uring_cmd *cmd,
+			 unsigned int slot, unsigned int issue_flags)
+{
+	unsigned long pages;
+	int ret;
+
+	ret = lease_charge(lease, cmd_to_io_kiocb(cmd)->ctx);
+	if (unlikely(ret))
+		return ret;
+	getbuf_client_get(lease->client);
+	pages = lease->pages;
+	getbuf_count(GETBUF_STAT_LEASES, 1);
+	getbuf_count(GETBUF_STAT_PINNED_PAGES, pages);
+
+	ret = io_buffer_register_bvec(cmd, lease->bvec, lease->desc.nr_bvecs,
+				      lease_release, lease, 1 << ITER_SOURCE,
+				      slot, issue_flags);
+	if (unlikely(ret)) {
+		getbuf_count(GETBUF_STAT_LEASES, -1);
+		getbuf_count(GETBUF_STAT_PINNED_PAGES, -(long)pages);
+		lease_uncharge(lease);
+		getbuf_client_put(lease->client);
+	}
+	return ret;
+}
+
+u64 getbuf_pinned_limit(struct io_uring_cmd *cmd)
+{
+	if (!cmd_to_io_kiocb(cmd)->ctx->user)
+		return ~0ULL;
+	return rlimit(RLIMIT_MEMLOCK);
+}
