@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line, as clap reads it.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use uring_getbuf::Engine;
@@ -36,7 +38,7 @@ pub(crate) enum Command {
 pub(crate) struct CpArgs {
     /// The file to copy; - is the standard input
     pub(crate) source: PathBuf,
-    /// Where to; a folder, for the same name in it; - is the standard output
+    /// Where to; a directory, for the same name in it; - is the standard output
     pub(crate) destination: PathBuf,
     #[command(flatten)]
     pub(crate) options: Options,
@@ -48,7 +50,7 @@ pub(crate) struct SendArgs {
     pub(crate) source: PathBuf,
     /// Where to, as HOST:PORT; an IPv6 address in brackets
     #[arg(value_name = "HOST:PORT")]
-    pub(crate) address: String,
+    pub(crate) address: Address,
     #[command(flatten)]
     pub(crate) options: Options,
 }
@@ -59,15 +61,51 @@ pub(crate) struct Options {
     /// How to get at the file's bytes: opcode, module or copy [default: the best that works]
     #[arg(long, value_name = "ENGINE")]
     pub(crate) engine: Option<Engine>,
-    /// Bytes in one lease; K and M are understood [default: 256K]
+    /// Bytes in one lease; K and M are understood [default: 256K, or what fits RLIMIT_MEMLOCK]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub(crate) block_size: Option<u32>,
-    /// Leases in flight [default: 16]
+    /// Leases in flight [default: 16, or what fits RLIMIT_MEMLOCK]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16384))]
     pub(crate) depth: Option<u16>,
     /// Print nothing but errors
     #[arg(long, short)]
     pub(crate) quiet: bool,
+}
+
+/// HOST:PORT.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Address {
+    /// Without brackets.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl FromStr for Address {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (host, port) = text.rsplit_once(':').ok_or("HOST:PORT is wanted: there is no port")?;
+        let port = port.parse().ok().filter(|port| *port != 0);
+        let port = port.ok_or("HOST:PORT is wanted: a port is a number from 1 to 65535")?;
+        let host = match host.strip_prefix('[').map(|host| host.strip_suffix(']')) {
+            Some(inside) => inside.ok_or("a bracket is not closed")?,
+            None if host.contains(':') => {
+                return Err("an IPv6 address goes in brackets, as in [::1]:9000");
+            }
+            None => host,
+        };
+        if host.is_empty() {
+            return Err("HOST:PORT is wanted: there is no host");
+        }
+        Ok(Self { host: host.into(), port })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
 }
 
 /// "64K", "1M", "4096".
@@ -98,6 +136,18 @@ mod tests {
         assert_eq!(bytes("1m"), Ok(1 << 20));
         for bad in ["", "K", "0", "-1", "1G", "2000M", "64 K", "18446744073709551615M", "é"] {
             assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        for good in ["host.example:9000", "127.0.0.1:1", "[::1]:65535", "[fe80::1%lo]:80"] {
+            assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
+        }
+        for bad in
+            ["", "host", ":9000", "[]:9000", "host:", "host:0", "host:65536", "::1:9000", "[::1:90"]
+        {
+            assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
     }
 

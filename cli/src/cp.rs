@@ -1,78 +1,79 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `getbuf cp`
 
-use std::fs::{File, OpenOptions};
-use std::os::fd::AsFd;
+use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Stat, fstat, ftruncate};
+use rustix::fs::{FileType, Stat, ftruncate};
 
 use crate::args::CpArgs;
 use crate::end::End;
-use crate::transfer::{self, Named};
-
-pub(crate) const STANDARD_OUTPUT: &str = "standard output";
+use crate::ends::{self, DASH, Named, failed};
+use crate::fit;
+use crate::transfer::{self, STANDARD_OUTPUT};
 
 pub(crate) fn run(args: &CpArgs) -> Result<(), End> {
-    let source = transfer::open_source(&args.source)?;
-    let from = look(&source)?;
-    if FileType::from_raw_mode(from.st_mode) == FileType::Directory {
-        return Err(End::failed(format!("{}: it is a folder, and cp copies files", source.name)));
-    }
-    let mut ring = transfer::ring(&args.options)?;
+    let source = ends::open_source(&args.source)?;
+    let from = source.stat()?;
+    let mut ring = fit::ring(&args.options)?;
     let sink = open_sink(args, &from)?;
-    let to = look(&sink)?;
-    if is_file(&from) && (from.st_dev, from.st_ino) == (to.st_dev, to.st_ino) {
+    let to = sink.stat()?;
+    if are_same(&from, &to) {
         return Err(End::failed(format!("{} and {} are the same file", source.name, sink.name)));
     }
+    let canceller = transfer::cancel_on_signals()?;
     // Only now: whatever could be refused has been.
     if is_file(&to) && sink.name != STANDARD_OUTPUT {
         ftruncate(&sink.file, 0).map_err(|errno| failed(&sink.name, errno))?;
     }
-    transfer::run(&mut ring, &source, &sink, &args.options)
-}
-
-fn failed(name: &str, error: impl Into<std::io::Error>) -> End {
-    End::failed(format!("{name}: {}", error.into()))
-}
-
-fn look(file: &Named) -> Result<Stat, End> {
-    fstat(&file.file).map_err(|errno| failed(&file.name, errno))
+    let moved = transfer::run(&mut ring, &source, &sink, &args.options, &canceller)?;
+    moved.tell(&args.options, "");
+    Ok(())
 }
 
 fn is_file(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
 
+/// Whether both hold the same bytes. Two ends of a terminal do not.
+fn are_same(from: &Stat, to: &Stat) -> bool {
+    match (FileType::from_raw_mode(from.st_mode), FileType::from_raw_mode(to.st_mode)) {
+        (FileType::RegularFile, FileType::RegularFile) => {
+            (from.st_dev, from.st_ino) == (to.st_dev, to.st_ino)
+        }
+        // A disk can have several names that are no links.
+        (FileType::BlockDevice, FileType::BlockDevice) => from.st_rdev == to.st_rdev,
+        _ => false,
+    }
+}
+
 /// Opens the destination without touching what is in it.
 fn open_sink(args: &CpArgs, from: &Stat) -> Result<Named, End> {
-    if args.destination == Path::new("-") {
-        let file = std::io::stdout().as_fd().try_clone_to_owned();
-        let file = file.map_err(|error| failed(STANDARD_OUTPUT, error))?;
-        return Ok(Named { name: STANDARD_OUTPUT.into(), file });
+    if args.destination == Path::new(DASH) {
+        return Named::standard(STANDARD_OUTPUT, &std::io::stdout());
     }
     let path = destination(args)?;
     let name = path.display().to_string();
     // A new file gets the source's permissions, less the umask, as with cp(1).
     let mode = if is_file(from) { from.st_mode & 0o777 } else { 0o666 };
-    let open = || -> std::io::Result<File> {
-        OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(&path)
-    };
-    Ok(Named { file: open().map_err(|error| failed(&name, error))?.into(), name })
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(&path);
+    Ok(Named { file: opened.map_err(|error| failed(&name, error))?.into(), name })
 }
 
-/// In a folder: under the source's own name.
+/// In a directory: under the source's own name.
 fn destination(args: &CpArgs) -> Result<PathBuf, End> {
     if !args.destination.is_dir() {
         return Ok(args.destination.clone());
     }
     match args.source.file_name() {
-        Some(name) if args.source != Path::new("-") => Ok(args.destination.join(name)),
-        _ => Err(End::failed(format!(
-            "{}: it is a folder, and {} has no name to have in it",
-            args.destination.display(),
-            args.source.display()
-        ))),
+        Some(name) if args.source != Path::new(DASH) => Ok(args.destination.join(name)),
+        _ => Err(failed(
+            &args.destination.display().to_string(),
+            format_args!(
+                "it is a directory, and {} has no name to have in it",
+                args.source.display()
+            ),
+        )),
     }
 }

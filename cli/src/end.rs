@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How a command ends when it does not succeed.
+//! How a command ends when it does not succeed, and what it says to the person in front of it.
 
 use std::fmt;
+use std::io::Write;
 use std::process::ExitCode;
 
 /// As of a program that SIGINT has ended.
@@ -30,8 +31,14 @@ impl End {
 
     pub(crate) fn report(self) -> ExitCode {
         if let Some(message) = self.message {
-            eprintln!("getbuf: {message}");
+            say(format_args!("getbuf: {message}"));
         }
         ExitCode::from(self.code)
     }
+}
+
+/// A line for the person. Nothing is lost but the line where nobody takes it; `eprintln!` would
+/// panic, and turn a copy that succeeded into a failure.
+pub(crate) fn say(line: impl fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

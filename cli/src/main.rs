@@ -4,7 +4,10 @@
 mod args;
 mod cp;
 mod end;
+mod ends;
+mod fit;
 mod probe;
+mod progress;
 mod send;
 mod transfer;
 

@@ -1,31 +1,55 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `getbuf send`
 
+use std::io::{ErrorKind, Read};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
 
-use crate::args::SendArgs;
+use uring_getbuf::relay::Canceller;
+
+use crate::args::{Address, SendArgs};
 use crate::end::End;
-use crate::transfer::{self, Named};
+use crate::ends::{self, Named, failed};
+use crate::fit;
+use crate::transfer;
+
+/// How long the receiver has to close the connection, once everything is sent.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often a wait for it looks at what else there is.
+const LOOK: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(args: &SendArgs) -> Result<(), End> {
-    let source = transfer::open_source(&args.source)?;
-    let mut ring = transfer::ring(&args.options)?;
+    let source = ends::open_source(&args.source)?;
+    let mut ring = fit::ring(&args.options)?;
     let stream = connect(&args.address)?;
-    let for_end = stream.try_clone().map_err(|error| End::failed(error.to_string()))?;
-    let sink = Named { name: args.address.clone(), file: stream.into() };
-    transfer::run(&mut ring, &source, &sink, &args.options)?;
-    for_end
-        .shutdown(Shutdown::Write)
-        .map_err(|error| End::failed(format!("{}: ending the connection: {error}", args.address)))
+    let name = args.address.to_string();
+    let other = stream.try_clone().map_err(|error| failed(&name, error))?;
+    let sink = Named { name, file: other.into() };
+    let canceller = transfer::cancel_on_signals()?;
+    let moved = transfer::run(&mut ring, &source, &sink, &args.options, &canceller)?;
+    let arrived = || transfer::arrived(moved.bytes(), &sink);
+    let remark = match finish(stream, &canceller) {
+        Ok(Receiver::Closed) => "",
+        Ok(Receiver::StillOpen) => "; the receiver has not closed the connection yet",
+        Ok(Receiver::Interrupted) => {
+            return Err(End::interrupted(format!("interrupted; {}", arrived())));
+        }
+        Err(error) => {
+            let what = "the receiver left before it had everything";
+            return Err(failed(&sink.name, format_args!("{what}: {error}; {}", arrived())));
+        }
+    };
+    moved.tell(&args.options, remark);
+    Ok(())
 }
 
 /// Tries every address that the name has, and tells what the last one said.
-fn connect(address: &str) -> Result<TcpStream, End> {
-    let failed = |what: String| End::failed(format!("{address}: {what}"));
-    let found = address
+fn connect(address: &Address) -> Result<TcpStream, End> {
+    let failed = |what: String| failed(&address.to_string(), what);
+    let found = (address.host.as_str(), address.port)
         .to_socket_addrs()
-        .map_err(|error| failed(format!("{error} (as HOST:PORT; an IPv6 address in brackets)")))?;
-    let mut last = failed("this name has no address".into());
+        .map_err(|error| failed(format!("looking up the host: {error}")))?;
+    let mut last = failed("this host has no address".into());
     for candidate in found {
         match TcpStream::connect(candidate) {
             Ok(stream) => return Ok(stream),
@@ -33,4 +57,34 @@ fn connect(address: &str) -> Result<TcpStream, End> {
         }
     }
     Err(last)
+}
+
+enum Receiver {
+    Closed,
+    StillOpen,
+    Interrupted,
+}
+
+/// Ends the connection for writing, and waits a little for the receiver to end it for reading: what
+/// was sent is with our kernel only, and a receiver that leaves without having read it resets the
+/// connection. What it has to say is read and dropped, as leaving that unread would reset it, too.
+fn finish(mut stream: TcpStream, canceller: &Canceller) -> std::io::Result<Receiver> {
+    stream.shutdown(Shutdown::Write)?;
+    stream.set_read_timeout(Some(LOOK))?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut dropped = [0; 4096];
+    loop {
+        match stream.read(&mut dropped) {
+            // The end of what it says may come before its reset.
+            Ok(0) => return stream.take_error()?.map_or(Ok(Receiver::Closed), Err),
+            Err(error)
+                if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                return Err(error);
+            }
+            Ok(_) | Err(_) if canceller.is_cancelled() => return Ok(Receiver::Interrupted),
+            Ok(_) | Err(_) if Instant::now() >= deadline => return Ok(Receiver::StillOpen),
+            Ok(_) | Err(_) => {}
+        }
+    }
 }

@@ -97,7 +97,8 @@ fn files_of_every_awkward_length_are_copied() {
         let place = Place::new(len);
         let said = success(&place.cp(&["--block-size", "64K", "--depth", "4"]));
         place.is_copied("to");
-        assert!(said.contains(&format!("{len} bytes")), "{said}");
+        let bytes = if len == 1 { "byte" } else { "bytes" };
+        assert!(said.contains(&format!("{len} {bytes}")), "{said}");
         assert!(said.contains("engine "), "{said}");
     }
 }
@@ -187,7 +188,7 @@ fn what_cannot_be_read_leaves_the_destination_alone() {
     let place = Place::new(10);
     fs::write(place.path("to"), b"precious").unwrap();
     let folder = place.folder.path().to_str().unwrap();
-    for (source, cause) in [(&*place.text("none"), "No such file"), (folder, "folder")] {
+    for (source, cause) in [(&*place.text("none"), "No such file"), (folder, "directory")] {
         let said = failure(&run(&["cp", source, &place.text("to")]), 1);
         assert!(said.contains(source) && said.contains(cause), "{said}");
         assert_eq!(fs::read(place.path("to")).unwrap(), b"precious");
@@ -297,10 +298,10 @@ fn sends_its_standard_input() {
 fn addresses_that_do_not_work_are_named() {
     let place = Place::new(10);
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    for (address, cause) in
-        [(&*gone, "refused"), ("nowhere", "HOST:PORT"), ("127.0.0.1:x", "HOST:PORT")]
+    for (address, cause, code) in
+        [(&*gone, "refused", 1), ("nowhere", "HOST:PORT", 2), ("127.0.0.1:x", "HOST:PORT", 2)]
     {
-        let said = failure(&run(&["send", &place.text("from"), address]), 1);
+        let said = failure(&run(&["send", &place.text("from"), address]), code);
         assert!(said.contains(address) && said.contains(cause), "{said}");
     }
 }
@@ -318,6 +319,110 @@ fn a_receiver_that_leaves_is_told_with_what_it_got() {
     leave.join().unwrap();
     assert!(said.contains(&address) && said.contains("bytes arrived"), "{said}");
     assert!(!said.contains("30000000 bytes"), "{said}");
+}
+
+/// The last bytes are with the sending kernel only when the transfer ends: that is no success yet.
+#[test]
+fn a_receiver_that_leaves_at_the_end_is_told() {
+    let place = Place::new(1000);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let leave = thread::spawn(move || {
+        let stream = listener.accept().unwrap().0;
+        // Something is there, and is never read.
+        stream.peek(&mut [0]).unwrap();
+    });
+    let said = failure(&run(&["send", &place.text("from"), &address]), 1);
+    leave.join().unwrap();
+    assert!(said.contains(&address) && said.contains("left before"), "{said}");
+}
+
+#[test]
+fn what_a_receiver_answers_does_no_harm() {
+    let place = Place::new(100_000);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let receive = thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        stream.write_all(&[7; 10_000]).unwrap();
+        got
+    });
+    success(&run(&["send", &place.text("from"), &address]));
+    assert!(receive.join().unwrap() == place.bytes);
+}
+
+/// Before anybody is connected to.
+#[test]
+fn a_source_that_cannot_be_sent_is_named() {
+    let place = Place::new(10);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let folder = place.folder.path().to_str().unwrap();
+    let said = failure(&run(&["send", folder, &address]), 1);
+    assert!(said.contains(folder) && said.contains("directory"), "{said}");
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+/// The next one who writes to it, or reads from it, goes on where we ended.
+#[test]
+fn shared_files_stand_behind_what_was_moved() {
+    let place = Place::new(10_000);
+    let mut to = File::create(place.path("to")).unwrap();
+    let mut from = File::open(place.path("from")).unwrap();
+    to.write_all(b"before ").unwrap();
+    from.read_exact(&mut [0; 10]).unwrap();
+    let status = getbuf()
+        .args(["cp", "--quiet", "-", "-"])
+        .stdin(from.try_clone().unwrap())
+        .stdout(to.try_clone().unwrap())
+        .status();
+    assert!(status.unwrap().success());
+    to.write_all(b" after").unwrap();
+    let whole = [b"before ", &place.bytes[10..], b" after"].concat();
+    assert!(fs::read(place.path("to")).unwrap() == whole);
+    assert_eq!(from.read(&mut [0; 10]).unwrap(), 0);
+}
+
+#[test]
+fn nobody_to_talk_to_is_no_failure() {
+    let place = Place::new(10);
+    let (gone, broken) = std::io::pipe().unwrap();
+    drop(gone);
+    let (from, to) = (place.text("from"), place.text("to"));
+    let status = getbuf().args(["cp", &from, &to]).stderr(broken).status().unwrap();
+    assert!(status.success(), "{status}");
+    place.is_copied("to");
+}
+
+#[test]
+fn a_probe_that_nobody_gets_is_a_failure() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = getbuf().arg("probe").stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let said = failure(&output, 1);
+    assert!(said.contains("standard output") && said.contains("No space"), "{said}");
+}
+
+/// The usual limit of memory that may be locked is 8 MiB.
+#[test]
+fn what_is_not_asked_for_is_fitted_to_the_limit() {
+    let place = Place::new(100_000);
+    let (from, to) = (place.text("from"), place.text("to"));
+    for option in [["--block-size", "4M"], ["--depth", "1024"]] {
+        let command = [&["cp", &*from, &*to][..], &option].concat();
+        // Root may lock any amount, unless that is taken from it.
+        let limit = "ulimit -l 8192; [ $(id -u) != 0 ] || set -- \
+                     setpriv --bounding-set=-ipc_lock -- \"$@\"; exec \"$@\"";
+        let limited = Command::new("sh")
+            .args(["-c", limit, "sh", env!("CARGO_BIN_EXE_getbuf")])
+            .args(command)
+            .output()
+            .unwrap();
+        success(&limited);
+        place.is_copied("to");
+    }
 }
 
 fn signal(child: &Child, name: &str) {

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::ptr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -153,14 +154,19 @@ impl Builder {
             .map_err(|error| Error::io(ErrorKind::Ring, &error, "registering the slots"))?;
         let pin = |blocks: u16| {
             let iov_len = usize::from(blocks) * pool.block_size() as usize;
-            let vector = libc::iovec { iov_base: pool.base().cast(), iov_len };
-            // SAFETY: the pool is one mapping of at least that many bytes. The kernel pins its
-            // pages, so it may even be unmapped while they are registered.
+            let iov_base = if blocks == 0 { ptr::null_mut() } else { pool.base().cast() };
+            let vector = libc::iovec { iov_base, iov_len };
+            // SAFETY: the pool is one mapping of at least that many bytes, and none empties the
+            // slot. The kernel pins its pages, so it may even be unmapped while they are
+            // registered.
             unsafe { submitter.register_buffers_update(u32::from(pool_index), &[vector], None) }
         };
-        // Each attempt takes the place of the one before, whose memory counts no more.
         pin(self.slots).map_err(|error| {
-            self.pool_refused(&error, &support, &pool, |blocks| pin(blocks).is_ok())
+            self.pool_refused(&error, &support, &pool, |blocks| {
+                // What is replaced counts until its successor is there.
+                let _ = pin(0);
+                pin(blocks).is_ok()
+            })
         })?;
         Ok(Ring {
             slots: slots.pool(pool, pool_index).build()?,
