@@ -162,11 +162,14 @@ impl Builder {
             unsafe { submitter.register_buffers_update(u32::from(pool_index), &[vector], None) }
         };
         pin(self.slots).map_err(|error| {
-            self.pool_refused(&error, &support, &pool, |blocks| {
+            let refused = self.pool_refused(&error, &support, &pool, |blocks| {
                 // What is replaced counts until its successor is there.
                 let _ = pin(0);
                 pin(blocks).is_ok()
-            })
+            });
+            // The kernel takes its time to put the ring away, with what is pinned.
+            let _ = pin(0);
+            refused
         })?;
         Ok(Ring {
             slots: slots.pool(pool, pool_index).build()?,
