@@ -41,6 +41,7 @@ pub(crate) const CENTRAL: &[Case] = &[
     ("cancel_blocked_source", cancel_blocked_source),
     ("cancel_blocked_sink", cancel_blocked_sink),
     ("peer_closes", peer_closes),
+    ("zero_copy_comes_back_after_a_failure", zero_copy_comes_back_after_a_failure),
 ];
 
 pub(crate) const CASES: &[Case] = &[
@@ -77,7 +78,13 @@ const LENGTHS: [usize; 9] = [0, 1, 4095, 4096, 4097, 8191, 16384, 16385, 37 * 40
 fn whole(ring: &mut Ring, report: Report, want: usize) {
     assert_eq!(report.bytes, want as u64);
     assert!(report.engine == ring.engine() || ring.stats().fallbacks > 0);
-    let events = until_free(ring, ring.capacity());
+    let free = ring.capacity();
+    quiet(ring, free);
+}
+
+/// Everything comes back, and nothing is told of it.
+fn quiet(ring: &mut Ring, free: usize) {
+    let events = until_free(ring, free);
     assert!(events.iter().all(is_quiet), "{events:?}");
 }
 
@@ -412,7 +419,7 @@ fn dev_full(rig: &Rig) -> Verdict {
     // Also with kernel memory, which the device cannot take: it has no `->write_iter`.
     no_space(&failure);
     assert_eq!(failure.report.bytes, 0);
-    assert!(until_free(&mut ring, 4).iter().all(is_quiet));
+    quiet(&mut ring, 4);
     Ok(())
 }
 
@@ -448,7 +455,7 @@ fn tiny_file_system(rig: &Rig) -> Verdict {
             assert_eq!(arrived.len() as u64, failure.report.bytes);
             assert!(arrived == pattern(14, 1 << 20)[..arrived.len()]);
         }
-        assert!(until_free(&mut ring, 4).iter().all(is_quiet));
+        quiet(&mut ring, 4);
         std::fs::remove_file(&path)?;
     }
     Ok(())
@@ -478,7 +485,7 @@ fn file_size_limit(rig: &Rig) -> Verdict {
     let mut got = vec![0; 10_001];
     File::open(folder.path("sink"))?.read_exact_at(&mut got, good - 10_001)?;
     assert!(got == content[..10_001]);
-    assert!(until_free(&mut ring, 4).iter().all(is_quiet));
+    quiet(&mut ring, 4);
     Ok(())
 }
 
@@ -518,8 +525,33 @@ fn peer_closes(rig: &Rig) -> Verdict {
         assert!((100_000..4 << 20).contains(&failure.report.bytes), "{failure}");
         assert!(failure.to_string().contains(&failure.report.bytes.to_string()));
         assert!(peer.join().expect("the peer") == content[..100_000]);
-        assert!(until_free(&mut ring, 4).iter().all(is_quiet));
+        quiet(&mut ring, 4);
     }
+    Ok(())
+}
+
+/// What the network still holds of a relay that has failed comes back without a word.
+fn zero_copy_comes_back_after_a_failure(rig: &Rig) -> Verdict {
+    let (folder, content) = (Folder::new()?, pattern(18, 16 << 20));
+    let source = folder.source(&content)?;
+    let mut ring = rig.ring();
+    if !ring.support().features().send_zc {
+        return skip("the kernel has no SEND_ZC");
+    }
+    let (near, far) = tcp()?;
+    let canceller = Canceller::new();
+    let full = canceller.clone();
+    let cancel = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        full.cancel();
+    });
+    let relay = Relay::new(&source, &near).zero_copy_send(true).canceller(&canceller);
+    let failure = relay.run(&mut ring).expect_err("nobody reads");
+    cancel.join().expect("it cancels");
+    assert_eq!(failure.error.kind(), ErrorKind::Cancelled, "{failure}");
+    drop((near, far));
+    quiet(&mut ring, 4);
+    assert_eq!(ring.stats().stale, 0);
     Ok(())
 }
 
@@ -632,7 +664,7 @@ fn cancel_blocked_source(rig: &Rig) -> Verdict {
     assert_eq!(failure.error.kind(), ErrorKind::Cancelled, "{failure}");
     assert_eq!(failure.report.bytes, 6);
     assert_eq!(folder.sunk()?, b"so far");
-    assert!(until_free(&mut ring, 4).iter().all(is_quiet));
+    quiet(&mut ring, 4);
     // The pipe was not read from any more, and the ring works.
     to.write_all(b"later")?;
     drop(to);
@@ -662,7 +694,7 @@ fn cancel_blocked_sink(rig: &Rig) -> Verdict {
         let failure = relay.canceller(&canceller).run(&mut ring).expect_err("cancelled");
         thread.join().expect("the canceller");
         assert_eq!(failure.error.kind(), ErrorKind::Cancelled, "{failure}");
-        assert!(until_free(&mut ring, 4).iter().all(is_quiet));
+        quiet(&mut ring, 4);
         drop((near, to));
         ring.submit()?;
         if socket {
@@ -689,7 +721,7 @@ fn already_cancelled(rig: &Rig) -> Verdict {
     let source = folder.source(&pattern(20, 400_000))?;
     let failure = Relay::new(&source, &folder.sink()?).canceller(&canceller).run(&mut ring);
     assert_eq!(failure.expect_err("cancelled").error.kind(), ErrorKind::Cancelled);
-    assert!(until_free(&mut ring, 4).iter().all(is_quiet));
+    quiet(&mut ring, 4);
     Ok(())
 }
 
@@ -930,7 +962,7 @@ fn wrong_ends(rig: &Rig) -> Verdict {
     let failure = Relay::new(&source, &source).run(&mut ring).expect_err("not for writing");
     assert_eq!(failure.error.kind(), ErrorKind::Sink, "{failure}");
     assert_eq!(failure.error.raw_os_error(), Some(libc::EBADF));
-    assert!(until_free(&mut ring, 4).iter().all(is_quiet));
+    quiet(&mut ring, 4);
     Ok(())
 }
 

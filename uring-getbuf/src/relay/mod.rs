@@ -204,7 +204,8 @@ impl<'a> Relay<'a> {
     /// Runs it to its end.
     ///
     /// Leases, events and requests of others on the same ring are left alone; events that come
-    /// meanwhile are there afterwards.
+    /// meanwhile are there afterwards. None are left of the relay's own: what the network still
+    /// holds of a relay that failed (`SEND_ZC`) comes back to its slots without one.
     ///
     /// # Errors
     ///

@@ -172,6 +172,10 @@ impl Stream<'_, '_> {
             self.ring.enter(1, None)?;
             self.take_events();
         }
+        // The network may hold on to what was sent for as long as the peer leaves it there.
+        for lease in self.ours.iter().flatten() {
+            self.ring.mute(*lease);
+        }
         Ok(())
     }
 

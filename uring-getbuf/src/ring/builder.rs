@@ -177,6 +177,7 @@ impl Builder {
             named: vec![(0, 0); usize::from(self.slots)].into(),
             events: VecDeque::with_capacity(usize::from(self.slots)),
             early: VecDeque::new(),
+            muted: Vec::new(),
             uring,
             support,
             device,

@@ -139,6 +139,22 @@ impl Ring {
         }
     }
 
+    /// Has nothing more told of a lease that is over but for what the network still holds of it.
+    pub(crate) fn mute(&mut self, lease: LeaseId) {
+        if self.slots.uses(lease) > 0 {
+            self.muted.push(lease);
+        }
+    }
+
+    #[cold]
+    fn is_muted(&mut self, lease: LeaseId) -> bool {
+        let Some(place) = self.muted.iter().position(|muted| *muted == lease) else { return false };
+        if self.slots.uses(lease) == 0 {
+            self.muted.swap_remove(place);
+        }
+        true
+    }
+
     pub(super) fn use_all(
         &mut self,
         lease: &Lease<Installed>,
@@ -403,6 +419,9 @@ impl Ring {
             }
             Event::Used { id, more: false, .. } | Event::Returned { id } => {
                 self.files.done(id.token());
+                if !self.muted.is_empty() && self.is_muted(id.lease()) {
+                    return Event::Pending;
+                }
             }
             Event::Chained { id, .. } => {
                 let (source, sink) = self.named[usize::from(id.slot())];

@@ -72,6 +72,9 @@ pub struct Ring {
     events: VecDeque<Event>,
     /// Events that had to be taken out of the kernel's queue before anybody asked for them.
     early: VecDeque<Event>,
+    /// Leases of a relay that has failed, which `SEND_ZC` requests still use: nobody is there to
+    /// be told that they do not any more.
+    muted: Vec<LeaseId>,
     support: Support,
     /// `/dev/getbuf`, with the module engine.
     device: Option<Attached>,

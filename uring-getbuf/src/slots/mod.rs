@@ -281,6 +281,11 @@ impl Slots {
         self.core.is_emptying()
     }
 
+    /// How many requests use a lease that somebody may have let go.
+    pub(crate) fn uses(&self, lease: LeaseId) -> u32 {
+        if self.core.is_over(lease) { 0 } else { self.core.uses(lease.slot()) }
+    }
+
     pub(crate) fn tag(&self) -> u8 {
         self.core.tag()
     }
