@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -652,12 +653,22 @@ fn cancel_blocked_source(rig: &Rig) -> Verdict {
     to.write_all(b"so far")?;
     let canceller = Canceller::new();
     let remote = canceller.clone();
+    let (moved, all_moved) = channel();
     let thread = thread::spawn(move || {
+        all_moved.recv().expect("six bytes");
         thread::sleep(Duration::from_millis(50));
         remote.cancel();
     });
     let begin = Instant::now();
-    let failure = Relay::new(&from, &folder.sink()?).canceller(&canceller).run(&mut ring);
+    let failure = Relay::new(&from, &folder.sink()?)
+        .canceller(&canceller)
+        .on_progress(|progress| {
+            if progress.bytes == 6 {
+                // After the first time nobody listens.
+                let _ = moved.send(());
+            }
+        })
+        .run(&mut ring);
     let failure = failure.expect_err("cancelled");
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     thread.join().expect("the canceller");
