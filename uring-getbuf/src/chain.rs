@@ -17,7 +17,6 @@
 use crate::consume::{Consumer, SendFlags};
 use crate::engine::Source;
 use crate::error::Errno;
-use crate::opcode::Target;
 
 /// What a chain is to do. Handed to [`Slots::chain`](crate::slots::Slots::chain) or
 /// [`Ring::chain_write`](crate::ring::Ring::chain_write).
@@ -67,6 +66,7 @@ impl ChainOutcome {
 impl Consumer {
     /// In a chain a send must not end early unnoticed: only with `MSG_WAITALL` does a short one
     /// count as failed.
+    #[inline]
     pub(crate) fn waiting_for_all(self) -> Self {
         match self {
             Self::Write { .. } => self,
@@ -79,9 +79,8 @@ impl Consumer {
 }
 
 /// What is known of a chain that runs. Results are as in the completion; `None`: as asked, so far.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Progress {
-    pub(crate) consumer: Consumer,
     pub(crate) fetched: Option<i32>,
     pub(crate) used: Option<i32>,
     pub(crate) released: bool,
@@ -89,17 +88,7 @@ pub(crate) struct Progress {
     pub(crate) unreturned: bool,
 }
 
-impl Default for Progress {
-    fn default() -> Self {
-        Self::new(Consumer::Write { sink: Target::Fd(-1), offset: 0 })
-    }
-}
-
 impl Progress {
-    pub(crate) fn new(consumer: Consumer) -> Self {
-        Self { consumer, fetched: None, used: None, released: false, unreturned: false }
-    }
-
     /// `asked`: bytes.
     pub(crate) fn outcome(self, asked: u32) -> ChainOutcome {
         if let Some(fetched) = self.fetched {

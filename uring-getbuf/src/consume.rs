@@ -104,6 +104,7 @@ macro_rules! on {
 pub(crate) use on;
 
 impl Piece {
+    #[inline(always)]
     pub(crate) fn write(self, sink: Target, offset: u64) -> Entry {
         on!(sink, |fd| WriteFixed::new(fd, self.addr as *const u8, self.len, self.index)
             .offset(offset)
@@ -111,6 +112,7 @@ impl Piece {
     }
 
     /// From the registered buffer (Linux 7.2).
+    #[inline]
     pub(crate) fn send(self, sink: Target, flags: SendFlags) -> Entry {
         send_fixed(sink, self.addr, self.len, self.index, flags.bits())
     }
@@ -120,6 +122,7 @@ impl Piece {
         on!(sink, |fd| Send::new(fd, self.addr as *const u8, self.len).flags(flags.bits()).build())
     }
 
+    #[inline]
     pub(crate) fn send_zc(self, sink: Target, flags: SendFlags) -> Entry {
         on!(sink, |fd| SendZc::new(fd, self.addr as *const u8, self.len)
             .buf_index(Some(self.index))

@@ -62,6 +62,7 @@ use std::marker::PhantomData;
 use std::ops::{Bound, Range, RangeBounds};
 use std::rc::Rc;
 
+use io_uring::squeue::Entry;
 use static_assertions::assert_not_impl_any;
 
 use crate::consume::{Consumer, SendFlags};
@@ -151,15 +152,18 @@ pub enum NotInstalled {
 
 impl<S: State> Lease<S> {
     /// Names the lease.
+    #[inline]
     #[must_use]
     pub fn id(&self) -> LeaseId {
         self.claim.id
     }
 
+    #[inline]
     pub(crate) fn is_of(&self, core: &Rc<Core>) -> bool {
         Rc::ptr_eq(&self.claim.core, core)
     }
 
+    #[inline]
     fn into_state<T: State>(self) -> Lease<T> {
         Lease { claim: self.claim, state: PhantomData }
     }
@@ -199,6 +203,7 @@ impl Lease<Fetched> {
 impl Lease<Installed> {
     /// How many bytes there are. Never 0; fewer than were asked for at the end of a file, or
     /// where the source had no more at hand.
+    #[inline]
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "an installed lease is never empty")]
     pub fn len(&self) -> u32 {
@@ -276,13 +281,21 @@ impl Lease<Installed> {
         range: impl RangeBounds<u32>,
         consumer: Consumer,
     ) -> Result<Prepared<'_>> {
-        let range = self.range(range)?;
-        self.claim.core.use_slot(
-            self.claim.id.slot(),
-            range.start,
-            range.end - range.start,
-            consumer,
-        )
+        let entry = self.consume_entry(self.range(range)?, consumer, 0)?;
+        Ok(self.claim.core.prepare(entry))
+    }
+
+    /// The request of a consumer, which counts as sent. `range` comes from
+    /// [`range`](Self::range).
+    #[inline(always)]
+    pub(crate) fn consume_entry(
+        &self,
+        range: Range<u32>,
+        consumer: Consumer,
+        token: u16,
+    ) -> Result<Entry> {
+        let len = range.end - range.start;
+        self.claim.core.use_slot(self.claim.id.slot(), range.start, len, consumer, token)
     }
 
     /// Prepares a vectored write of up to [`MAX_RANGES`](crate::consume::MAX_RANGES) ranges, one
@@ -302,7 +315,8 @@ impl Lease<Installed> {
             self.range(range.clone())?;
         }
         let ranges = ranges.iter().map(|range| (range.start, range.end - range.start));
-        self.claim.core.use_ranges(self.claim.id.slot(), ranges, sink.into(), offset)
+        let core = &self.claim.core;
+        Ok(core.prepare(core.use_ranges(self.claim.id.slot(), ranges, sink.into(), offset)?))
     }
 
     /// Lets the slot be emptied, also while requests use the lease: what they use stays until the
@@ -314,8 +328,9 @@ impl Lease<Installed> {
         self.into_state()
     }
 
+    /// A range of the lease, in bytes, after a check that it is one.
     #[inline]
-    fn range(&self, range: impl RangeBounds<u32>) -> Result<Range<u32>> {
+    pub(crate) fn range(&self, range: impl RangeBounds<u32>) -> Result<Range<u32>> {
         let len = self.len();
         let start = match range.start_bound() {
             Bound::Included(&start) => Some(start),

@@ -81,6 +81,17 @@ impl Pool {
         Ok(pool)
     }
 
+    /// Gives up its huge pages, and what is in it: the kernel counts the whole of a huge page of
+    /// which a byte is pinned (`RLIMIT_MEMLOCK`).
+    pub(crate) fn avoid_huge_pages(&self) {
+        let base = self.base().cast();
+        for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontNeed] {
+            // SAFETY: the range is this pool's mapping, to whose content nothing refers. A kernel
+            // without huge pages refuses the advice, which costs nothing.
+            let _ = unsafe { madvise(base, self.bytes(), advice) };
+        }
+    }
+
     /// The whole of it, in bytes.
     #[must_use]
     pub const fn bytes(&self) -> usize {

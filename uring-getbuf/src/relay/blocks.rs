@@ -2,8 +2,7 @@
 //! File to file: a chain for each block, as many in flight as there are slots, in any order.
 
 use super::{Ends, Flow, Relay, Source};
-use crate::chain::{Chain, ChainOutcome};
-use crate::consume::Consumer;
+use crate::chain::ChainOutcome;
 use crate::engine::Engine;
 use crate::error::{Errno, Result};
 use crate::ring::Ring;
@@ -117,9 +116,8 @@ impl Blocks {
         let from = relay.source_offset + block.start;
         let to = relay.sink_offset + block.start;
         let source = if block.copied { files.source.copied() } else { files.source.source() };
-        let consumer = Consumer::Write { sink: (&files.sink).into(), offset: to };
-        let chain = Chain::new(source, from, block.len, consumer);
-        let id = ring.chain(&files.source, &files.sink, chain)?;
+        let source = (&files.source, source);
+        let id = ring.chain_write_from(source, from, block.len, &files.sink, to)?;
         self.running[usize::from(id.slot())] = Some((id, block));
         self.in_flight += 1;
         Ok(())

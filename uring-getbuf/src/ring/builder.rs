@@ -161,7 +161,15 @@ impl Builder {
             // registered.
             unsafe { submitter.register_buffers_update(u32::from(pool_index), &[vector], None) }
         };
-        pin(self.slots).map_err(|error| {
+        let pin_all = || {
+            let pinned = pin(self.slots);
+            if pinned.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOMEM)) {
+                pool.avoid_huge_pages();
+                return pin(self.slots);
+            }
+            pinned
+        };
+        pin_all().map_err(|error| {
             let refused = self.pool_refused(&error, &support, &pool, |blocks| {
                 // What is replaced counts until its successor is there.
                 let _ = pin(0);

@@ -5,18 +5,19 @@ use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use io_uring::squeue::{Entry, Flags};
+use io_uring::squeue::{Entry, Flags, SubmissionQueue};
 use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode as ops};
 
+use super::files::Files;
 use super::{Attached, Ring};
 use crate::chain::Chain;
-use crate::consume::SendFlags;
+use crate::consume::{Consumer, SendFlags};
 use crate::engine::Source;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::lease::{Fetched, Installed, Lease, State};
 use crate::opcode::{Target, module_bind};
-use crate::slots::{Event, LeaseId, Outgoing, Prepared, UseId, driver_request, driver_user_data};
+use crate::slots::{Ends, Event, LeaseId, Outgoing, UseId, driver_request, driver_user_data};
 
 /// Requests of the driver itself.
 const POLL: u8 = 0;
@@ -45,37 +46,88 @@ impl Ring {
         Err(Error::new(ErrorKind::WrongRing, "the lease belongs to another ring"))
     }
 
-    #[inline]
-    pub(super) fn consume<'a>(
+    pub(super) fn write_range(
         &mut self,
-        lease: &'a Lease<Installed>,
+        lease: &Lease<Installed>,
+        range: Range<u32>,
         sink: &Attached,
-        prepare: impl FnOnce(&'a Lease<Installed>) -> Result<Prepared<'a>>,
+        offset: u64,
+    ) -> Result<UseId> {
+        self.consume(lease, range, sink, Consumer::Write { sink: sink.into(), offset })
+    }
+
+    pub(super) fn send_range(
+        &mut self,
+        lease: &Lease<Installed>,
+        range: Range<u32>,
+        sink: &Attached,
+        flags: SendFlags,
+    ) -> Result<UseId> {
+        self.consume(lease, range, sink, Consumer::Send { sink: sink.into(), flags })
+    }
+
+    pub(super) fn send_zc_range(
+        &mut self,
+        lease: &Lease<Installed>,
+        range: Range<u32>,
+        sink: &Attached,
+        flags: SendFlags,
+    ) -> Result<UseId> {
+        self.consume(lease, range, sink, Consumer::SendZc { sink: sink.into(), flags })
+    }
+
+    /// Queues a consumer. `range` has been checked; `consumer` names `sink`.
+    #[inline(always)]
+    fn consume(
+        &mut self,
+        lease: &Lease<Installed>,
+        range: Range<u32>,
+        sink: &Attached,
+        consumer: Consumer,
     ) -> Result<UseId> {
         self.check(lease)?;
         let place = sink.place_in(&self.files)?;
-        self.make_room(1)?;
-        let id = push(&mut self.uring, prepare(lease)?.token(place))?;
+        let mut queue = self.uring.submission();
+        if queue.is_full() {
+            drop(queue);
+            self.drain_queue(1)?;
+            queue = self.uring.submission();
+        }
+        let entry = lease.consume_entry(range, consumer, place)?;
+        push(&mut queue, &entry);
         self.files.begin(place);
-        Ok(id)
+        Ok(UseId::of(entry.get_user_data()))
+    }
+
+    /// Queues a chain that ends in a write, for a source that can be named in several ways.
+    pub(crate) fn chain_write_from(
+        &mut self,
+        (source, named): (&Attached, Source),
+        offset: u64,
+        len: u32,
+        sink: &Attached,
+        sink_offset: u64,
+    ) -> Result<LeaseId> {
+        let consumer = Consumer::Write { sink: sink.into(), offset: sink_offset };
+        self.chain(source, sink, Chain::new(named, offset, len, consumer))
     }
 
     /// Queues a chain between these two.
-    pub(crate) fn chain(
+    #[inline(always)]
+    pub(super) fn chain(
         &mut self,
         source: &Attached,
         sink: &Attached,
         chain: Chain,
     ) -> Result<LeaseId> {
         let (from, to) = (source.place_in(&self.files)?, sink.place_in(&self.files)?);
-        self.make_room(3)?;
-        let (id, chain) = self.slots.chain(chain)?;
-        // SAFETY: the chain is of this ring's slots, whose pool is registered with it; its files
-        // are attached and stay so until it has completed; `next_event` gives every completion to
-        // the slots, and `Drop` keeps them as long as requests need them.
-        if unsafe { chain.push(&mut self.uring.submission()) }.is_err() {
-            return Err(queue_full());
+        let mut queue = self.uring.submission();
+        if queue.capacity() - queue.len() < 3 {
+            drop(queue);
+            self.drain_queue(3)?;
+            queue = self.uring.submission();
         }
+        let id = self.slots.start_chain(chain, |entry| push(&mut queue, &entry))?;
         self.files.begin(from);
         self.files.begin(to);
         self.named[usize::from(id.slot())] = (from, to);
@@ -83,6 +135,7 @@ impl Ring {
     }
 
     /// Queues the fetch of a file that is attached, in one of the ways that a source can be named.
+    #[inline(always)]
     pub(super) fn fetch_from(
         &mut self,
         file: &Attached,
@@ -91,9 +144,14 @@ impl Ring {
         len: u32,
     ) -> Result<Lease<Fetched>> {
         let place = file.place_in(&self.files)?;
-        self.make_room(1)?;
-        let (lease, request) = self.slots.fetch(source, offset, len)?;
-        push(&mut self.uring, request)?;
+        let mut queue = self.uring.submission();
+        if queue.is_full() {
+            drop(queue);
+            self.drain_queue(1)?;
+            queue = self.uring.submission();
+        }
+        let (lease, entry) = self.slots.fetch_entry(source, offset, len)?;
+        push(&mut queue, &entry);
         self.files.begin(place);
         self.named[usize::from(lease.id().slot())].0 = place;
         Ok(lease)
@@ -117,15 +175,16 @@ impl Ring {
         for (index, (lease, range, consumer)) in uses.enumerate() {
             debug_assert!(self.slots.owns(lease), "the lease belongs to another ring");
             let all = SendFlags::WAIT_ALL;
-            let request = match consumer {
-                Use::Write { offset } => lease.write(range, sink, offset),
-                Use::Send => lease.send(range, sink, all),
-                Use::SendZc => lease.send_zc(range, sink, all),
+            let target = sink.into();
+            let consumer = match consumer {
+                Use::Write { offset } => Consumer::Write { sink: target, offset },
+                Use::Send => Consumer::Send { sink: target, flags: all },
+                Use::SendZc => Consumer::SendZc { sink: target, flags: all },
             };
             let linked = if index + 1 < count { Flags::IO_LINK } else { Flags::empty() };
-            let request = request?.flags(linked).token(place);
-            // SAFETY: as in `push`.
-            let id = unsafe { request.push(&mut queue) }.map_err(|_| queue_full())?;
+            let entry = lease.consume_entry(lease.range(range)?, consumer, place)?.flags(linked);
+            let id = UseId::of(entry.get_user_data());
+            push(&mut queue, &entry);
             self.files.begin(place);
             queued(id);
         }
@@ -147,12 +206,15 @@ impl Ring {
     }
 
     #[cold]
-    fn is_muted(&mut self, lease: LeaseId) -> bool {
-        let Some(place) = self.muted.iter().position(|muted| *muted == lease) else { return false };
+    fn translate_unless_muted(&mut self, user_data: u64, result: i32, flags: u32) -> Event {
+        let event = self.translate_ours(user_data, result, flags);
+        let Event::Returned { id } = event else { return event };
+        let lease = id.lease();
+        let Some(place) = self.muted.iter().position(|muted| *muted == lease) else { return event };
         if self.slots.uses(lease) == 0 {
             self.muted.swap_remove(place);
         }
-        true
+        Event::Pending
     }
 
     pub(super) fn use_all(
@@ -398,41 +460,34 @@ impl Ring {
 
     #[inline]
     pub(crate) fn next_completion(&mut self) -> Option<Event> {
-        if let Some(event) = self.early.pop_front() {
-            return Some(event);
+        if !self.early.is_empty() {
+            return self.early.pop_front();
         }
         let completion = self.uring.completion().next()?;
         Some(self.translate(&completion))
     }
 
     /// What a completion meant, and which files it does not name any more.
-    #[inline]
+    #[inline(always)]
     fn translate(&mut self, completion: &cqueue::Entry) -> Event {
         let (user_data, result, flags) =
             (completion.user_data(), completion.result(), completion.flags());
-        let Some(event) = self.slots.complete(user_data, result, flags) else {
+        if !self.slots.claims(user_data) {
             return self.translate_other(user_data, result, flags);
-        };
-        match event {
-            Event::Fetched { lease, .. } => {
-                self.files.done(self.named[usize::from(lease.slot())].0);
-            }
-            Event::Used { id, more: false, .. } | Event::Returned { id } => {
-                self.files.done(id.token());
-                if !self.muted.is_empty() && self.is_muted(id.lease()) {
-                    return Event::Pending;
-                }
-            }
-            Event::Chained { id, .. } => {
-                let (source, sink) = self.named[usize::from(id.slot())];
-                self.files.done(source);
-                self.files.done(sink);
-            }
-            _ => {}
         }
-        event
+        if !self.muted.is_empty() {
+            return self.translate_unless_muted(user_data, result, flags);
+        }
+        self.translate_ours(user_data, result, flags)
     }
 
+    #[inline(always)]
+    fn translate_ours(&self, user_data: u64, result: i32, flags: u32) -> Event {
+        let ends = Named { files: &self.files, named: &self.named };
+        self.slots.complete_and(user_data, result, flags, &ends)
+    }
+
+    #[cold]
     fn translate_other(&mut self, user_data: u64, result: i32, flags: u32) -> Event {
         match driver_request(self.slots.tag(), user_data) {
             Some((POLL, value)) => {
@@ -445,20 +500,46 @@ impl Ring {
     }
 }
 
+/// The files that requests name.
+struct Named<'a> {
+    files: &'a Files,
+    named: &'a [(u16, u16)],
+}
+
+impl Ends for Named<'_> {
+    #[inline(always)]
+    fn fetch(&self, slot: u16) {
+        self.files.done(self.named[usize::from(slot)].0);
+    }
+
+    #[inline(always)]
+    fn consumer(&self, token: u16) {
+        self.files.done(token);
+    }
+
+    #[inline(always)]
+    fn chain(&self, slot: u16) {
+        let (source, sink) = self.named[usize::from(slot)];
+        self.files.done(source);
+        self.files.done(sink);
+    }
+}
+
 #[inline]
 fn has_room(uring: &mut IoUring, count: usize) -> bool {
     let queue = uring.submission();
     queue.capacity() - queue.len() >= count
 }
 
-/// Queues a request of the ring's own slots.
+/// Queues a request of the ring's own slots, for which there is room.
 #[inline]
-pub(super) fn push(uring: &mut IoUring, request: Prepared<'_>) -> Result<UseId> {
-    // SAFETY: the request is of the slots of the ring that `uring` belongs to (`Ring` has no other
-    // way here), whose pool is registered with it; its file is attached and stays so until it has
-    // completed; `next_event` gives every completion to the slots, and `Drop` keeps them as long
-    // as requests need them.
-    unsafe { request.push(&mut uring.submission()) }.map_err(|_| queue_full())
+pub(super) fn push(queue: &mut SubmissionQueue<'_>, entry: &Entry) {
+    // SAFETY: the request is of the slots of the ring that the queue belongs to (`Ring` has no
+    // other way here), whose pool is registered with it; its file is attached and stays so until
+    // it has completed; `next_event` gives every completion to the slots, and `Drop` keeps them as
+    // long as requests need them.
+    let pushed = unsafe { queue.push(entry) };
+    debug_assert!(pushed.is_ok(), "there is room");
 }
 
 #[cold]

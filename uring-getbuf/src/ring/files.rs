@@ -49,6 +49,7 @@ impl Files {
         })
     }
 
+    #[inline]
     fn place(&self, index: u16) -> &Place {
         &self.places[usize::from(index)]
     }
@@ -86,6 +87,7 @@ impl Files {
         Some(index)
     }
 
+    #[inline]
     pub(super) fn any_vacant(&self) -> bool {
         self.vacant.get() != NIL
     }
@@ -98,7 +100,7 @@ impl Files {
     }
 
     /// It has completed.
-    #[inline]
+    #[inline(always)]
     pub(super) fn done(&self, index: u16) {
         let names = &self.place(index).names;
         names.set(names.get() - 1);

@@ -55,7 +55,7 @@ use crate::slots::{Event, LeaseId, Slots, Stats, UseId};
 
 pub use builder::{Builder, Setup};
 pub(crate) use drive::Use;
-use drive::{CANCEL, queue_full};
+use drive::{CANCEL, push, queue_full};
 pub use files::Attached;
 use files::Files;
 
@@ -218,7 +218,7 @@ impl Ring {
         sink: &Attached,
         offset: u64,
     ) -> Result<UseId> {
-        self.consume(lease, sink, |lease| lease.write(range, sink, offset))
+        self.write_range(lease, lease.range(range)?, sink, offset)
     }
 
     /// Queues a vectored write; see [`Lease::writev`].
@@ -234,7 +234,14 @@ impl Ring {
         sink: &Attached,
         offset: u64,
     ) -> Result<UseId> {
-        self.consume(lease, sink, |lease| lease.writev(ranges, sink, offset))
+        self.check(lease)?;
+        let place = sink.place_in(&self.files)?;
+        self.make_room(1)?;
+        let request = lease.writev(ranges, sink, offset)?.token(place);
+        let id = request.id();
+        push(&mut self.uring.submission(), &request.into_entry());
+        self.files.begin(place);
+        Ok(id)
     }
 
     /// Queues a send; see [`Lease::send`].
@@ -250,7 +257,7 @@ impl Ring {
         sink: &Attached,
         flags: SendFlags,
     ) -> Result<UseId> {
-        self.consume(lease, sink, |lease| lease.send(range, sink, flags))
+        self.send_range(lease, lease.range(range)?, sink, flags)
     }
 
     /// Queues a zero-copy send; see [`Lease::send_zc`].
@@ -265,7 +272,7 @@ impl Ring {
         sink: &Attached,
         flags: SendFlags,
     ) -> Result<UseId> {
-        self.consume(lease, sink, |lease| lease.send_zc(range, sink, flags))
+        self.send_zc_range(lease, lease.range(range)?, sink, flags)
     }
 
     /// Lets a lease be released with the next submission. The same as dropping it.
@@ -292,8 +299,7 @@ impl Ring {
         sink: &Attached,
         sink_offset: u64,
     ) -> Result<LeaseId> {
-        let consumer = Consumer::Write { sink: sink.into(), offset: sink_offset };
-        self.chain(source, sink, Chain::new(source.source(), offset, len, consumer))
+        self.chain_write_from((source, source.source()), offset, len, sink, sink_offset)
     }
 
     /// Queues a [`Chain`] that ends in a send. It sends everything or fails.
@@ -406,7 +412,7 @@ impl Ring {
     /// As [`submit`](Self::submit).
     pub fn wait(&mut self, count: usize) -> Result<()> {
         self.flush()?;
-        self.enter(count.saturating_sub(self.events.len() + self.early.len()), None)
+        self.enter(self.missing(count), None)
     }
 
     /// As [`wait`](Self::wait), but no longer than `timeout`. Whether completions are there is told
@@ -417,7 +423,12 @@ impl Ring {
     /// As [`submit`](Self::submit).
     pub fn wait_timeout(&mut self, count: usize, timeout: Duration) -> Result<()> {
         self.flush()?;
-        self.enter(count.saturating_sub(self.events.len() + self.early.len()), Some(timeout))
+        self.enter(self.missing(count), Some(timeout))
+    }
+
+    /// How many completions the kernel has to bring until `count` are there.
+    fn missing(&self, count: usize) -> usize {
+        count.saturating_sub(self.events.len() + self.early.len())
     }
 
     /// The next event that is there. Makes no system call.

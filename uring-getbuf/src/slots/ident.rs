@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The names that travel through the kernel: what a `user_data` of ours says.
 
-use super::MAX_SLOTS;
+use std::fmt;
 
 /// `user_data`, from the top: tag 8, kind 4, sequence 8, token 16, slot 14, generation 14 bits.
 pub(super) mod user_data {
     pub(in crate::slots) const GENERATION: u64 = (1 << 14) - 1;
     pub(in crate::slots) const SLOT_SHIFT: u32 = 14;
+    /// Slot and generation.
+    pub(in crate::slots) const LEASE: u32 = (1 << TOKEN_SHIFT) - 1;
     pub(in crate::slots) const TOKEN_SHIFT: u32 = 28;
     pub(in crate::slots) const SEQUENCE_SHIFT: u32 = 44;
     pub(in crate::slots) const KIND_SHIFT: u32 = 52;
@@ -64,21 +66,34 @@ pub(crate) const fn driver_request(tag: u8, user_data: u64) -> Option<(u8, u64)>
 }
 
 /// Names a lease without holding it: a slot, and which of its lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LeaseId {
-    pub(super) slot: u16,
-    pub(super) generation: u16,
-}
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LeaseId(u32);
 
 impl LeaseId {
+    #[inline]
     pub(super) const fn new(slot: u16, generation: u16) -> Self {
-        Self { slot, generation }
+        Self((slot as u32) << user_data::SLOT_SHIFT | generation as u32)
     }
 
     /// The slot, counted from 0. It is not the index in the ring's table of registered buffers.
+    #[inline]
     #[must_use]
     pub const fn slot(self) -> u16 {
-        self.slot
+        (self.0 >> user_data::SLOT_SHIFT) as u16
+    }
+
+    #[inline]
+    pub(super) const fn generation(self) -> u16 {
+        (self.0 as u64 & user_data::GENERATION) as u16
+    }
+}
+
+impl fmt::Debug for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseId")
+            .field("slot", &self.slot())
+            .field("generation", &self.generation())
+            .finish()
     }
 }
 
@@ -87,25 +102,26 @@ impl LeaseId {
 pub struct UseId(u64);
 
 impl UseId {
-    pub(super) const fn of(user_data: u64) -> Self {
+    #[inline]
+    pub(crate) const fn of(user_data: u64) -> Self {
         Self(user_data)
     }
 
     /// The lease that is used.
+    #[inline]
     #[must_use]
     pub const fn lease(self) -> LeaseId {
-        LeaseId {
-            slot: (self.0 >> user_data::SLOT_SHIFT) as u16 & (MAX_SLOTS - 1),
-            generation: (self.0 & user_data::GENERATION) as u16,
-        }
+        LeaseId(self.0 as u32 & user_data::LEASE)
     }
 
     /// Which of the lease's uses.
+    #[inline]
     pub(super) const fn sequence(self) -> u8 {
         (self.0 >> user_data::SEQUENCE_SHIFT) as u8
     }
 
     /// What [`Prepared::token`](super::Prepared::token) gave to the request, 0 if nothing did.
+    #[inline]
     #[must_use]
     pub const fn token(self) -> u16 {
         (self.0 >> user_data::TOKEN_SHIFT) as u16

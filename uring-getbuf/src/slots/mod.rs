@@ -35,6 +35,8 @@ mod table;
 use std::mem;
 use std::rc::Rc;
 
+use io_uring::squeue::Entry;
+
 use crate::chain::Chain;
 use crate::engine::{Engine, Lender, Source};
 use crate::error::{Error, ErrorKind, Result};
@@ -48,8 +50,8 @@ pub use ident::{LeaseId, UseId};
 pub use prepared::{Clear, Outgoing, Prepared, PreparedChain};
 
 pub(crate) use ident::{driver_request, driver_user_data};
-pub(crate) use table::Core;
 use table::Lending;
+pub(crate) use table::{Core, Ends};
 
 /// Most slots that a table can have (`IORING_MAX_REG_BUFFERS`).
 pub const MAX_SLOTS: u16 = 1 << 14;
@@ -172,8 +174,20 @@ impl Slots {
         offset: u64,
         len: u32,
     ) -> Result<(Lease<Fetched>, Prepared<'_>)> {
-        let (id, request) = self.core.fetch(source.into(), offset, len)?;
-        Ok((Lease::new(Rc::clone(&self.core), id), request))
+        let (id, entry) = self.core.fetch(source.into(), offset, len)?;
+        Ok((Lease::new(Rc::clone(&self.core), id), self.core.prepare(entry)))
+    }
+
+    /// As [`fetch`](Self::fetch), for a driver that has made sure that it can push the request.
+    #[inline(always)]
+    pub(crate) fn fetch_entry(
+        &self,
+        source: Source,
+        offset: u64,
+        len: u32,
+    ) -> Result<(Lease<Fetched>, Entry)> {
+        let (id, entry) = self.core.fetch(source, offset, len)?;
+        Ok((Lease::new(Rc::clone(&self.core), id), entry))
     }
 
     /// Reserves a slot and prepares a whole [`Chain`]: fetch, consume and release as linked
@@ -207,7 +221,28 @@ impl Slots {
     /// `result` and `flags` are `cqe->res` and `cqe->flags`.
     #[inline]
     pub fn complete(&self, user_data: u64, result: i32, flags: u32) -> Option<Event> {
-        self.core.claims(user_data).then(|| self.core.complete(user_data, result, flags))
+        if !self.claims(user_data) {
+            return None;
+        }
+        Some(self.complete_and(user_data, result, flags, &()))
+    }
+
+    /// The same for a completion that is ours; `ends` is told what it ends.
+    #[inline(always)]
+    pub(crate) fn complete_and(
+        &self,
+        user_data: u64,
+        result: i32,
+        flags: u32,
+        ends: &impl Ends,
+    ) -> Event {
+        self.core.complete(user_data, result, flags, ends)
+    }
+
+    /// As [`chain`](Self::chain), for a driver that has made sure that it can push three requests.
+    #[inline(always)]
+    pub(crate) fn start_chain(&self, chain: Chain, request: impl FnMut(Entry)) -> Result<LeaseId> {
+        self.core.start_chain(chain, request)
     }
 
     /// The next request that the slots themselves need sent: the release of a lease that was let

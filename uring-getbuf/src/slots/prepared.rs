@@ -190,7 +190,7 @@ impl<'a> Clear<'a> {
 
     /// Says that the update was made.
     pub fn done(self) -> Event {
-        let event = self.core.complete(self.user_data, 0, 0);
+        let event = self.core.complete(self.user_data, 0, 0, &());
         mem::forget(self);
         event
     }

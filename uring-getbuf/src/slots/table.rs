@@ -44,6 +44,8 @@ mod is {
     pub(super) const RANGING: u8 = 16;
     /// The kernel still holds the buffer of a lease that is over, to be replaced by the next one.
     pub(super) const LEFT: u8 = 32;
+    /// Its chain has had a completion that was not the last.
+    pub(super) const NOTED: u8 = 64;
 }
 
 /// One slot. Plain cells: the table is never shared between threads.
@@ -66,7 +68,8 @@ struct Slot {
     len: Cell<u32>,
     /// For a fetch that has to be sent again through the pool.
     source: Cell<(Source, u64)>,
-    /// For a chain.
+    /// For a chain: what it does, and what it has done if that is [noted](is::NOTED).
+    consumer: Cell<Consumer>,
     progress: Cell<Progress>,
 }
 
@@ -83,6 +86,7 @@ impl Slot {
             inflight: Cell::new(0),
             len: Cell::new(0),
             source: Cell::new((Source::copied(Target::Fd(-1)), 0)),
+            consumer: Cell::new(Consumer::Write { sink: Target::Fd(-1), offset: 0 }),
             progress: Cell::new(Progress::default()),
         }
     }
@@ -119,16 +123,30 @@ impl Slot {
     }
 
     /// A sequence number that no use in flight has.
-    #[inline]
+    #[inline(always)]
     fn take_sequence(&self) -> Option<u8> {
+        let sequence = self.sequence.get();
+        self.sequence.set(sequence.wrapping_add(1));
+        let (word, bit) = self.sequence_bit(sequence);
+        if word.get() & bit != 0 {
+            return self.search_sequence();
+        }
+        word.set(word.get() | bit);
+        Some(sequence)
+    }
+
+    /// The numbers have come round to one that is still in flight.
+    #[cold]
+    fn search_sequence(&self) -> Option<u8> {
         let next = self.sequence.get();
-        (0..=u8::MAX).map(|step| next.wrapping_add(step)).find(|sequence| {
+        let sequence = (0..=u8::MAX).map(|step| next.wrapping_add(step)).find(|sequence| {
             let (word, bit) = self.sequence_bit(*sequence);
-            let is_free = word.get() & bit == 0;
-            word.set(word.get() | bit);
-            self.sequence.set(sequence.wrapping_add(1));
-            is_free
-        })
+            word.get() & bit == 0
+        })?;
+        let (word, bit) = self.sequence_bit(sequence);
+        word.set(word.get() | bit);
+        self.sequence.set(sequence.wrapping_add(1));
+        Some(sequence)
     }
 
     /// Gives a sequence number back; whether it was taken.
@@ -152,10 +170,27 @@ impl Slot {
     }
 
     /// One request that names it has had its last completion.
-    #[inline]
+    #[inline(always)]
     fn finish(&self) {
         self.inflight.set(self.inflight.get() - 1);
     }
+}
+
+/// Is told what of a slot has had its last completion, and so names its files no more.
+pub(crate) trait Ends {
+    /// The fetch into this slot.
+    fn fetch(&self, slot: u16);
+    /// A use with this token.
+    fn consumer(&self, token: u16);
+    /// The chain in this slot.
+    fn chain(&self, slot: u16);
+}
+
+/// For a driver that looks after the files by itself.
+impl Ends for () {
+    fn fetch(&self, _: u16) {}
+    fn consumer(&self, _: u16) {}
+    fn chain(&self, _: u16) {}
 }
 
 /// An engine that lends kernel memory, and its part of the ring's table.
@@ -191,7 +226,7 @@ pub(crate) struct Core {
 }
 
 impl Lending {
-    #[inline]
+    #[inline(always)]
     fn fetch(&self, index: u16, slot: &Slot, source: Source, offset: u64, len: u32) -> Entry {
         let lent = source.lent_by(self.lender).unwrap_or(source.file());
         self.lender.fetch(lent, offset, len, self.first + index, slot.is(is::LEFT))
@@ -245,29 +280,37 @@ impl Core {
     }
 
     /// Reserves a slot and makes the request that fills it.
-    #[inline]
-    pub(super) fn fetch(
-        &self,
-        source: Source,
-        offset: u64,
-        len: u32,
-    ) -> Result<(LeaseId, Prepared<'_>)> {
+    #[inline(always)]
+    pub(super) fn fetch(&self, source: Source, offset: u64, len: u32) -> Result<(LeaseId, Entry)> {
         let (index, slot) = self.reserve(len, Phase::Fetching, source)?;
         slot.mark(is::HELD);
-        let entry = self.fetch_entry(index, slot, source, offset);
-        Ok((slot.id(index), Prepared::new(entry, self, false)))
+        Ok((slot.id(index), self.fetch_entry(index, slot, source, offset)))
     }
 
-    /// Reserves a slot and makes the requests that fill it, use it and empty it.
-    #[inline]
+    /// Reserves a slot for a chain, whose requests are still to be made.
     pub(super) fn chain(&self, chain: Chain) -> Result<(LeaseId, PreparedChain<'_>)> {
+        let (index, slot, _) = self.begin_chain(chain)?;
+        Ok((slot.id(index), PreparedChain::new(self, index, false)))
+    }
+
+    /// The same, and makes its requests, for a driver that has made sure that it can push three.
+    #[inline(always)]
+    pub(super) fn start_chain(&self, chain: Chain, request: impl FnMut(Entry)) -> Result<LeaseId> {
+        let (index, slot, chain) = self.begin_chain(chain)?;
+        self.chain_entries(index, slot, chain, request);
+        Ok(slot.id(index))
+    }
+
+    #[inline(always)]
+    fn begin_chain(&self, chain: Chain) -> Result<(u16, &Slot, Chain)> {
         if matches!(chain.consumer, Consumer::SendZc { .. }) {
             self.features.need_send_zc()?;
         }
         let (index, slot) = self.reserve(chain.len, Phase::Chained, chain.source)?;
-        slot.progress.set(Progress::new(chain.consumer.waiting_for_all()));
+        let consumer = chain.consumer.waiting_for_all();
+        slot.consumer.set(consumer);
         slot.source.set((chain.source, chain.offset));
-        Ok((slot.id(index), PreparedChain::new(self, index, false)))
+        Ok((index, slot, Chain { consumer, ..chain }))
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -316,12 +359,12 @@ impl Core {
         self.max_fetch
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn claims(&self, user_data: u64) -> bool {
         (user_data ^ self.tag) >> user_data::KIND_SHIFT < u64::from(DRIVER_KINDS)
     }
 
-    #[inline]
+    #[inline(always)]
     fn user_data(&self, kind: Kind, index: u16, slot: &Slot) -> u64 {
         self.tag
             | (kind as u64) << user_data::KIND_SHIFT
@@ -330,7 +373,7 @@ impl Core {
     }
 
     /// Takes a slot from the free list.
-    #[inline]
+    #[inline(always)]
     fn reserve(&self, len: u32, phase: Phase, source: Source) -> Result<(u16, &Slot)> {
         let index = self.free.get();
         if index == NIL || len.wrapping_sub(1) >= self.max_fetch {
@@ -348,7 +391,7 @@ impl Core {
     }
 
     /// Who serves a fetch from this source at first.
-    #[inline]
+    #[inline(always)]
     fn engine_for(&self, source: Source) -> Engine {
         match self.lending {
             Some(Lending { lender, .. })
@@ -376,7 +419,7 @@ impl Core {
 
     /// Brings a slot on its way: into the outbox if there is a buffer to give back, into the free
     /// list if nothing is left that names it.
-    #[inline]
+    #[inline(always)]
     fn settle(&self, index: u16, slot: &Slot) {
         if slot.is(is::HELD | is::QUEUED | is::RELEASING) {
             return;
@@ -467,7 +510,7 @@ impl Core {
     }
 
     /// The request that fetches, by whoever serves this slot now.
-    #[inline]
+    #[inline(always)]
     fn fetch_entry(&self, index: u16, slot: &Slot, source: Source, offset: u64) -> Entry {
         let (len, user_data) = (slot.len.get(), self.user_data(Kind::Fetch, index, slot));
         if let (Some(lending), true) = (self.lending, slot.is_lent()) {
@@ -477,14 +520,14 @@ impl Core {
         self.read_entry(index, source.file(), offset, len).user_data(user_data)
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_entry(&self, index: u16, source: Target, offset: u64, len: u32) -> Entry {
         let (pool, table) = self.pool.as_ref().expect("the copy engine has a pool");
         on!(source, |fd| ReadFixed::new(fd, pool.block(index), len, *table).offset(offset).build())
     }
 
     /// Bytes `start..start + len` of a slot, as the engine that serves it names them.
-    #[inline]
+    #[inline(always)]
     fn piece(&self, index: u16, slot: &Slot, start: u32, len: u32) -> Piece {
         match (&self.pool, self.lending) {
             (Some((pool, table)), _) if !slot.is_lent() => {
@@ -497,7 +540,7 @@ impl Core {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn consumer_entry(&self, slot: &Slot, piece: Piece, consumer: Consumer) -> Entry {
         match consumer {
             Consumer::Write { sink, offset } => piece.write(sink, offset),
@@ -517,7 +560,7 @@ impl Core {
     }
 
     /// Whether the chain in a slot ends with its release.
-    #[inline]
+    #[inline(always)]
     fn chain_releases(&self, slot: &Slot) -> bool {
         slot.is_lent() && self.lending.is_some_and(|lending| lending.chain_releases())
     }
@@ -542,20 +585,26 @@ impl Core {
         }
     }
 
+    /// The linked requests of the chain in a slot.
+    pub(super) fn chain_requests(&self, index: u16, request: impl FnMut(Entry)) {
+        let slot = self.slot(index);
+        let (source, offset) = slot.source.get();
+        let consumer = slot.consumer.get();
+        let chain = Chain { source, offset, len: slot.len.get(), consumer };
+        self.chain_entries(index, slot, chain, request);
+    }
+
     /// The linked requests of a chain, in their order.
     ///
     /// Where the chain ends with the release, the links are hard, so that the slot is emptied in
     /// every case; it holds exactly what was fetched. Otherwise they are soft: a fetch that fails
     /// or comes back short must not be followed by a consumer of what an earlier lease left in the
     /// block or in the slot.
-    #[inline]
-    pub(super) fn chain_requests(&self, index: u16, mut request: impl FnMut(Entry)) {
-        let slot = self.slot(index);
+    #[inline(always)]
+    fn chain_entries(&self, index: u16, slot: &Slot, chain: Chain, mut request: impl FnMut(Entry)) {
+        let Chain { source, offset, len, consumer } = chain;
         let attempt = u64::from(slot.attempt()) << user_data::SEQUENCE_SHIFT;
         let name = |kind| self.user_data(kind, index, slot) | attempt;
-        let (source, offset) = slot.source.get();
-        let len = slot.len.get();
-        let consumer = slot.progress.get().consumer;
         let consume = self
             .consumer_entry(slot, self.piece(index, slot, 0, len), consumer)
             .user_data(name(Kind::ChainUse));
@@ -585,25 +634,31 @@ impl Core {
         }
     }
 
-    #[inline]
-    pub(super) fn complete(&self, user_data: u64, result: i32, flags: u32) -> Event {
-        let id = UseId::of(user_data).lease();
-        let (Some(slot), Some(kind)) = (self.slots.get(usize::from(id.slot)), Kind::of(user_data))
-        else {
-            return self.stale();
-        };
-        if slot.generation.get() != id.generation || slot.inflight.get() == 0 {
+    /// Says what a completion of ours meant, and tells what it ends.
+    #[inline(always)]
+    pub(super) fn complete(
+        &self,
+        user_data: u64,
+        result: i32,
+        flags: u32,
+        ends: &impl Ends,
+    ) -> Event {
+        let name = UseId::of(user_data);
+        let id = name.lease();
+        let Some(slot) = self.slots.get(usize::from(id.slot())) else { return self.stale() };
+        if slot.generation.get() != id.generation() || slot.inflight.get() == 0 {
             return self.stray(flags);
         }
-        match kind {
-            Kind::Fetch => self.fetched(id, slot, result),
-            Kind::Use | Kind::UseRanges => {
-                self.used(UseId::of(user_data), slot, kind, result, flags)
+        match Kind::of(user_data) {
+            Some(Kind::Fetch) => self.fetched(id, slot, result, ends),
+            Some(kind @ (Kind::Use | Kind::UseRanges)) => {
+                self.used(name, slot, kind, result, flags, ends)
             }
-            Kind::Release => self.released(id, slot, result),
-            Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease => {
-                self.chained(UseId::of(user_data), slot, kind, result, flags)
+            Some(Kind::Release) => self.released(id, slot, result),
+            Some(kind @ (Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease)) => {
+                self.chained(name, slot, kind, result, flags, ends)
             }
+            None => self.stale(),
         }
     }
 
@@ -623,7 +678,13 @@ impl Core {
     }
 
     /// Whether the pool is to serve what the lender has just refused.
+    #[inline]
     fn falls_back(&self, slot: &Slot, result: i32) -> bool {
+        result < 0 && self.refused(slot, result)
+    }
+
+    #[cold]
+    fn refused(&self, slot: &Slot, result: i32) -> bool {
         let refused = Errno::check(result) == Err(Errno::NOTSUPP);
         let again = refused && slot.is_lent() && self.pool.is_some();
         if again {
@@ -634,7 +695,7 @@ impl Core {
     }
 
     /// A fetch of so many bytes has succeeded.
-    #[inline]
+    #[inline(always)]
     fn installed(&self, slot: &Slot, len: u32) {
         let lending = self.lending.filter(|_| slot.is_lent());
         if lending.is_some_and(|lending| len != 0 || lending.lender.installs_empty()) {
@@ -643,13 +704,13 @@ impl Core {
         }
     }
 
-    #[inline]
-    fn fetched(&self, id: LeaseId, slot: &Slot, result: i32) -> Event {
+    #[inline(always)]
+    fn fetched(&self, id: LeaseId, slot: &Slot, result: i32, ends: &impl Ends) -> Event {
         if slot.phase.get() != Phase::Fetching {
             return self.stale();
         }
         if self.falls_back(slot, result) {
-            self.enqueue(id.slot, slot);
+            self.enqueue(id.slot(), slot);
             return Event::Pending;
         }
         slot.finish();
@@ -662,12 +723,21 @@ impl Core {
             }
             Err(errno) => slot.phase.set(Phase::Failed(errno)),
         }
-        self.settle(id.slot, slot);
+        self.settle(id.slot(), slot);
+        ends.fetch(id.slot());
         Event::Fetched { lease: id, result }
     }
 
-    #[inline]
-    fn used(&self, id: UseId, slot: &Slot, kind: Kind, result: i32, flags: u32) -> Event {
+    #[inline(always)]
+    fn used(
+        &self,
+        id: UseId,
+        slot: &Slot,
+        kind: Kind,
+        result: i32,
+        flags: u32,
+        ends: &impl Ends,
+    ) -> Event {
         let more = io_uring::cqueue::more(flags);
         if !more {
             if !slot.return_sequence(id.sequence()) {
@@ -677,7 +747,8 @@ impl Core {
                 slot.unmark(is::RANGING);
             }
             slot.finish();
-            self.settle(id.lease().slot, slot);
+            self.settle(id.lease().slot(), slot);
+            ends.consumer(id.token());
         }
         if io_uring::cqueue::notif(flags) {
             Event::Returned { id }
@@ -699,22 +770,58 @@ impl Core {
         if !again {
             slot.unmark(is::INSTALLED);
         }
-        self.settle(id.slot, slot);
+        self.settle(id.slot(), slot);
         if again { Event::Pending } else { Event::Released { lease: id } }
     }
 
-    #[inline]
-    fn chained(&self, name: UseId, slot: &Slot, kind: Kind, result: i32, flags: u32) -> Event {
+    #[inline(always)]
+    fn chained(
+        &self,
+        name: UseId,
+        slot: &Slot,
+        kind: Kind,
+        result: i32,
+        flags: u32,
+        ends: &impl Ends,
+    ) -> Event {
+        let (id, len) = (name.lease(), slot.len.get());
+        // Nearly always: all of it went through, and this was the only word.
+        if flags == 0 && slot.phase.get() == Phase::Chained && !slot.is(is::NOTED) {
+            let releases = self.chain_releases(slot);
+            let used = kind == Kind::ChainUse && !releases && result as u32 == len;
+            if used || kind == Kind::ChainRelease {
+                if !releases {
+                    self.installed(slot, len);
+                }
+                self.chain_over(id.slot(), slot);
+                ends.chain(id.slot());
+                return Event::Chained { id, outcome: ChainOutcome::Done(len) };
+            }
+        }
+        let event = self.chain_went_on(name, slot, kind, result, flags);
+        if matches!(event, Event::Chained { .. }) {
+            ends.chain(id.slot());
+        }
+        event
+    }
+
+    /// A completion of a chain, of any kind.
+    #[inline(never)]
+    fn chain_went_on(
+        &self,
+        name: UseId,
+        slot: &Slot,
+        kind: Kind,
+        result: i32,
+        flags: u32,
+    ) -> Event {
         if slot.phase.get() != Phase::Chained {
             return self.stray(flags);
         }
         let id = name.lease();
         let releases = self.chain_releases(slot);
-        // Nearly always: all of it went through, and this was the last word.
-        if (kind, flags) == (Kind::ChainUse, 0) && !releases && result as u32 == slot.len.get() {
-            self.installed(slot, slot.len.get());
-            self.chain_over(id.slot, slot);
-            return Event::Chained { id, outcome: ChainOutcome::Done(slot.len.get()) };
+        if !slot.is(is::NOTED) {
+            slot.progress.set(Progress::default());
         }
         let mut progress = slot.progress.get();
         let done = match kind {
@@ -740,25 +847,26 @@ impl Core {
             }
         };
         slot.progress.set(progress);
+        slot.mark(is::NOTED);
         if !done {
             return Event::Pending;
         }
+        slot.unmark(is::NOTED);
         if progress.fetched.is_some_and(|result| self.falls_back(slot, result)) {
-            slot.progress.set(Progress::new(progress.consumer));
-            self.enqueue(id.slot, slot);
+            self.enqueue(id.slot(), slot);
             return Event::Pending;
         }
         let fetched = progress.fetched.map_or(Ok(slot.len.get()), Errno::check);
         if let (Ok(len), false) = (fetched, releases) {
             self.installed(slot, len);
         }
-        self.chain_over(id.slot, slot);
+        self.chain_over(id.slot(), slot);
         Event::Chained { id, outcome: progress.outcome(slot.len.get()) }
     }
 
     /// The last completion of a chain. What it has left in its slot, if it does not release, is
     /// released as that of a lease: the chain itself is not to be sent again.
-    #[inline]
+    #[inline(always)]
     fn chain_over(&self, index: u16, slot: &Slot) {
         slot.phase.set(Phase::Ready);
         slot.finish();
@@ -769,19 +877,19 @@ impl Core {
     #[cold]
     pub(super) fn retract(&self, user_data: u64, requeue: bool) {
         let id = UseId::of(user_data).lease();
-        let (slot, Some(kind)) = (self.slot(id.slot), Kind::of(user_data)) else { return };
+        let (slot, Some(kind)) = (self.slot(id.slot()), Kind::of(user_data)) else { return };
         let cancelled = -Errno::CANCELED.raw();
         match kind {
             // A release that was cancelled is sent again anyway.
             Kind::Release => {
                 self.released(id, slot, cancelled);
             }
-            _ if requeue => self.enqueue(id.slot, slot),
+            _ if requeue => self.enqueue(id.slot(), slot),
             Kind::Fetch => {
-                self.fetched(id, slot, cancelled);
+                self.fetched(id, slot, cancelled, &());
             }
             Kind::Use | Kind::UseRanges => {
-                self.used(UseId::of(user_data), slot, kind, cancelled, 0);
+                self.used(UseId::of(user_data), slot, kind, cancelled, 0, &());
             }
             Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease => {}
         }
@@ -834,24 +942,25 @@ impl Core {
 
     /// Whether a lease that was released has left its slot.
     pub(crate) fn is_over(&self, id: LeaseId) -> bool {
-        let slot = self.slot(id.slot);
-        slot.generation.get() != id.generation || slot.phase.get() == Phase::Free
+        let slot = self.slot(id.slot());
+        slot.generation.get() != id.generation() || slot.phase.get() == Phase::Free
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn use_slot(
         &self,
         index: u16,
         start: u32,
         len: u32,
         consumer: Consumer,
-    ) -> Result<Prepared<'_>> {
+        token: u16,
+    ) -> Result<Entry> {
         if matches!(consumer, Consumer::SendZc { .. }) {
             self.features.need_send_zc()?;
         }
         let slot = self.slot(index);
         let entry = self.consumer_entry(slot, self.piece(index, slot, start, len), consumer);
-        self.counted(index, slot, Kind::Use, entry)
+        self.counted(index, slot, Kind::Use, entry, token)
     }
 
     pub(crate) fn use_ranges(
@@ -860,7 +969,7 @@ impl Core {
         ranges: impl ExactSizeIterator<Item = (u32, u32)>,
         sink: Target,
         offset: u64,
-    ) -> Result<Prepared<'_>> {
+    ) -> Result<Entry> {
         let count = ranges.len();
         if count == 0 || count > MAX_RANGES {
             return Err(Error::new(
@@ -891,23 +1000,38 @@ impl Core {
         } else {
             consume::writev_by_address(cell.as_ptr().cast(), count, sink, offset)
         };
-        let request = self.counted(index, slot, Kind::UseRanges, entry)?;
+        let request = self.counted(index, slot, Kind::UseRanges, entry, 0)?;
         slot.mark(is::RANGING);
         Ok(request)
     }
 
     /// Counts a use and gives it its name.
-    #[inline]
-    fn counted(&self, index: u16, slot: &Slot, kind: Kind, entry: Entry) -> Result<Prepared<'_>> {
-        let Some(sequence) = slot.take_sequence() else {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                "256 requests use the lease, and it can name no more: let one complete first",
-            ));
-        };
+    #[inline(always)]
+    fn counted(
+        &self,
+        index: u16,
+        slot: &Slot,
+        kind: Kind,
+        entry: Entry,
+        token: u16,
+    ) -> Result<Entry> {
+        let Some(sequence) = slot.take_sequence() else { return Err(too_many_uses()) };
         slot.begin();
-        let user_data =
-            self.user_data(kind, index, slot) | u64::from(sequence) << user_data::SEQUENCE_SHIFT;
-        Ok(Prepared::new(entry.user_data(user_data), self, false))
+        let user_data = self.user_data(kind, index, slot)
+            | u64::from(sequence) << user_data::SEQUENCE_SHIFT
+            | u64::from(token) << user_data::TOKEN_SHIFT;
+        Ok(entry.user_data(user_data))
     }
+
+    /// A request that can be taken back.
+    #[inline]
+    pub(crate) fn prepare(&self, entry: Entry) -> Prepared<'_> {
+        Prepared::new(entry, self, false)
+    }
+}
+
+#[cold]
+fn too_many_uses() -> Error {
+    let what = "256 requests use the lease, and it can name no more: let one complete first";
+    Error::new(ErrorKind::Busy, what)
 }
