@@ -111,8 +111,10 @@ pub struct Errno(i32);
 impl Errno {
     pub(crate) const AGAIN: Self = Self(libc::EAGAIN);
     pub(crate) const CANCELED: Self = Self(libc::ECANCELED);
+    pub(crate) const DQUOT: Self = Self(libc::EDQUOT);
     pub(crate) const FAULT: Self = Self(libc::EFAULT);
     pub(crate) const INTR: Self = Self(libc::EINTR);
+    pub(crate) const NOMEM: Self = Self(libc::ENOMEM);
     pub(crate) const NOTSUPP: Self = Self(uring_getbuf_sys::GETBUF_ENOTSUPP as i32);
     pub(crate) const OPNOTSUPP: Self = Self(libc::EOPNOTSUPP);
 

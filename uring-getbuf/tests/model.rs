@@ -35,7 +35,8 @@ const NOTIF: u32 = 1 << 3;
 const CANCELED: i32 = -125;
 const FAULT: i32 = -14;
 const INVALID: i32 = -22;
-const NOTSUPP: i32 = -524;
+/// What a lender says that will not lend: no file that can, or no more memory for it.
+const REFUSALS: [i32; 3] = [-524, -12, -122];
 const OPNOTSUPP: i32 = -95;
 
 /// Who serves the slots.
@@ -459,7 +460,7 @@ impl Model {
 
     fn complete_fetch(&mut self, id: LeaseId, len: u32, lent: bool, user_data: u64, how: u32) {
         let result = fetch_result(how, len);
-        if result == NOTSUPP && lent && self.kind.has_pool() {
+        if REFUSALS.contains(&result) && lent && self.kind.has_pool() {
             let slot = self.slot(id);
             (slot.lent, slot.again) = (false, true);
             self.fallbacks += 1;
@@ -572,7 +573,9 @@ impl Model {
 
     fn chain_told(&mut self, chain: Running, user_data: u64, result: i32, flags: u32) {
         let over = chain.rest.is_empty() && chain.notification.is_none();
-        let refused = chain.lent && chain.fetched == Some(NOTSUPP) && self.kind.has_pool();
+        let refused = chain.lent
+            && chain.fetched.is_some_and(|result| REFUSALS.contains(&result))
+            && self.kind.has_pool();
         let want = if !over {
             Event::Pending
         } else if refused {
@@ -826,7 +829,7 @@ fn fetch_result(how: u32, len: u32) -> i32 {
     match how % 8 {
         0 => 0,
         1 => INVALID,
-        2 => NOTSUPP,
+        2 => REFUSALS[(how >> 3) as usize % REFUSALS.len()],
         3 => ((how >> 3) % len) as i32,
         4 => CANCELED,
         _ => len as i32,

@@ -683,9 +683,12 @@ impl Core {
         result < 0 && self.refused(slot, result)
     }
 
+    /// It refuses a file that cannot lend its memory, and what would be more than may be pinned
+    /// (the module: `EDQUOT`). The pool has its memory already.
     #[cold]
     fn refused(&self, slot: &Slot, result: i32) -> bool {
-        let refused = Errno::check(result) == Err(Errno::NOTSUPP);
+        let refused =
+            matches!(Errno::check(result), Err(Errno::NOTSUPP | Errno::NOMEM | Errno::DQUOT));
         let again = refused && slot.is_lent() && self.pool.is_some();
         if again {
             slot.engine.set(Engine::Copy);
