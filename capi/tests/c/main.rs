@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The C library as a C programmer meets it: installed into an empty prefix, found with
 //! pkg-config, used by C programs. What a machine does not have (a compiler, liburing, Valgrind) is
-//! named, and the trials that need it are ignored.
+//! named, and the trials that need it are ignored. `GETBUF_TEST_ENGINE` names the only engine to try,
+//! and `GETBUF_BUILT` a folder with the libraries, as in `install.sh`.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::{env, fs, thread};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -23,7 +25,7 @@ const SKIPPED: i32 = 77;
 const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-g"];
 
 /// How a C program is linked and what watches it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Kind {
     Shared,
     /// Nothing is shared, libc neither.
@@ -51,6 +53,8 @@ struct Installed {
     folder: TempDir,
     /// Why a kind of program cannot be made here.
     missing: Vec<(Kind, String)>,
+    /// Programs of this crate that have been built.
+    programs: Mutex<HashMap<(&'static str, Kind), Arc<Program>>>,
 }
 
 fn main() -> ExitCode {
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let only = env::var("GETBUF_TEST_ENGINE").ok();
     let mut trials = Vec::new();
     let mut add = |name: String, test: Box<dyn FnOnce(&Installed) -> Verdict + Send>| {
         let installed = Arc::clone(&installed);
@@ -77,12 +82,12 @@ fn main() -> ExitCode {
         add(format!("page::{run}"), Box::new(move |here| page_program(here, kind)));
         add(format!("copy::{run}"), Box::new(move |here| header_only_copy(here, kind)));
         for engine in ["opcode", "module", "copy"] {
+            if only.as_deref().is_some_and(|only| only != engine) {
+                continue;
+            }
             add(
                 format!("misuse::{engine}::{run}"),
-                Box::new(move |here| {
-                    let program = here.program("tests/c/misuse.c", kind)?;
-                    judge(program.command().arg(engine))
-                }),
+                Box::new(move |here| misuse(here, kind, engine)),
             );
             for mode in ["write", "writev", "replace", "chain", "table", "early", "stream"] {
                 add(
@@ -161,7 +166,8 @@ impl Program {
 
 impl Installed {
     fn new() -> Result<Self, Box<dyn Error>> {
-        let installed = Self { folder: TempDir::new()?, missing: Vec::new() };
+        let installed =
+            Self { folder: TempDir::new()?, missing: Vec::new(), programs: Mutex::default() };
         let mut install = Command::new("sh");
         install.arg(capi().join("install.sh")).env("PREFIX", installed.prefix());
         for name in ["DESTDIR", "LIBDIR", "INCLUDEDIR", "MANDIR"] {
@@ -240,9 +246,15 @@ impl Installed {
         Ok(Program { folder, kind, libraries: self.libraries() })
     }
 
-    /// Builds a C program of this crate against the installed library.
-    fn program(&self, source: &str, kind: Kind) -> Result<Program, Failed> {
-        self.compile(&fs::read_to_string(capi().join(source))?, kind)
+    /// A C program of this crate, built against the installed library.
+    fn program(&self, source: &'static str, kind: Kind) -> Result<Arc<Program>, Failed> {
+        let mut programs = self.programs.lock().map_err(|error| error.to_string())?;
+        if let Some(program) = programs.get(&(source, kind)) {
+            return Ok(Arc::clone(program));
+        }
+        let program = Arc::new(self.compile(&fs::read_to_string(capi().join(source))?, kind)?);
+        programs.insert((source, kind), Arc::clone(&program));
+        Ok(program)
     }
 
     fn why_not(&self, kind: Kind) -> Option<Completion> {
@@ -386,6 +398,14 @@ fn copies(len: usize, command: impl FnOnce(&Path, &Path) -> Command) -> Verdict 
 /// A large odd length; smaller where every instruction is watched.
 fn length(kind: Kind) -> usize {
     if kind == Kind::Valgrind { 3_000_017 } else { 64_000_019 }
+}
+
+/// Every function with every kind of wrong argument.
+fn misuse(here: &Installed, kind: Kind, engine: &str) -> Verdict {
+    if let Some(missing) = here.why_not(kind) {
+        return Ok(missing);
+    }
+    judge(here.program("tests/c/misuse.c", kind)?.command().arg(engine))
 }
 
 fn life(here: &Installed, kind: Kind, engine: &str, mode: &str) -> Verdict {
