@@ -33,6 +33,8 @@ pub enum ErrorKind {
     Source,
     /// Writing to the sink failed.
     Sink,
+    /// A sink was slower than the caller allows, and was given up.
+    Lagging,
     /// The transfer was cancelled.
     Cancelled,
     /// io_uring itself answered with an error.

@@ -23,6 +23,7 @@ pub(crate) const FLAG: &str = "--child";
 pub(crate) const CASES: &[Case] = &[
     ("memory_limit", memory_limit),
     ("steady_state_system_calls", steady_state_system_calls),
+    ("four_consumers_in_two_calls", four_consumers_in_two_calls),
     ("no_rings_allowed", no_rings_allowed),
 ];
 
@@ -39,6 +40,7 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
         "memory_limit" => under_a_memory_limit(engine),
         "no_rings" => without_rings(),
         "steady" => steady(engine),
+        "four" => crate::fan::consume_by_four(&Rig { engine, setup: Setup::Cooperative }, mark),
         "sleep" => std::io::copy(&mut std::io::stdin(), &mut std::io::sink())
             .map(|_| ())
             .map_err(Stop::from),
@@ -207,7 +209,31 @@ fn mark() {
 /// In the steady state there is no system call but `io_uring_enter`, and fewer of them than leases:
 /// in chains, step by step in batches, and in relays of both kinds.
 fn steady_state_system_calls(rig: &Rig) -> Verdict {
-    let mut command = child("steady", rig)?;
+    let sections = traced("steady", rig)?;
+    assert_eq!(sections.len(), 4, "four sections");
+    for (what, section) in
+        ["chains", "step by step", "relay to a file", "relay to a socket"].iter().zip(sections)
+    {
+        println!("{what}: {} io_uring_enter for {LEASES} leases", section.enters);
+        assert_eq!(section.others, [], "{what}: other system calls, by number");
+        assert!(section.enters > 0, "{what}: none was seen at all");
+        assert!(section.enters < LEASES, "{what}: {} enters", section.enters);
+    }
+    Ok(())
+}
+
+/// One fetch, four consumers and a release: two system calls.
+fn four_consumers_in_two_calls(rig: &Rig) -> Verdict {
+    let sections = traced("four", rig)?;
+    assert_eq!(sections.len(), 1, "one section");
+    assert_eq!(sections[0].others, [], "other system calls, by number");
+    assert_eq!(sections[0].enters, 2);
+    Ok(())
+}
+
+/// Runs a child to its end; the system calls that it made between its marks.
+fn traced(what: &str, rig: &Rig) -> Result<Vec<Section>, Stop> {
+    let mut command = child(what, rig)?;
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     // SAFETY: between fork and exec the child only asks to be traced, which allocates nothing.
     unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, be_traced) };
@@ -220,16 +246,7 @@ fn steady_state_system_calls(rig: &Rig) -> Verdict {
     } else {
         judge(status, b"")?;
     }
-    assert_eq!(sections.len(), 4, "four sections");
-    for (what, section) in
-        ["chains", "step by step", "relay to a file", "relay to a socket"].iter().zip(sections)
-    {
-        println!("{what}: {} io_uring_enter for {LEASES} leases", section.enters);
-        assert_eq!(section.others, [], "{what}: other system calls, by number");
-        assert!(section.enters > 0, "{what}: none was seen at all");
-        assert!(section.enters < LEASES, "{what}: {} enters", section.enters);
-    }
-    Ok(())
+    Ok(sections)
 }
 
 #[derive(Debug, Default)]

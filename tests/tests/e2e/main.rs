@@ -12,6 +12,7 @@
 
 mod chain;
 mod child;
+mod fan;
 mod lease;
 mod life;
 mod relay;
@@ -73,6 +74,7 @@ fn add(engine: Engine, trials: &mut Vec<Trial>) {
         ("lease", lease::CENTRAL, lease::CASES),
         ("chain", chain::CENTRAL, &[]),
         ("life", life::CENTRAL, life::CASES),
+        ("fan", fan::CENTRAL, fan::CASES),
         ("relay", relay::CENTRAL, relay::CASES),
         ("process", &[], child::CASES),
     ];

@@ -26,8 +26,11 @@
 //!
 //! Descriptors may be blocking or not: where one answers `EAGAIN`, the relay waits until it is
 //! ready.
+//!
+//! [`FanOut`] moves one source to many sinks at once.
 
 mod blocks;
+mod fan;
 mod stream;
 
 use std::fmt;
@@ -42,6 +45,8 @@ use crate::consume::STREAM;
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::ring::{Attached, Ring};
+
+pub use fan::{FanFailure, FanOut, FanReport, SinkReport};
 
 /// How often a relay that can be cancelled looks whether it was, while nothing moves.
 const LOOK: Duration = Duration::from_millis(100);
@@ -226,8 +231,7 @@ impl<'a> Relay<'a> {
         self.depth = self.depth.min(ring.capacity());
         ring.empty_slots()?;
         if self.block_size == 0 || self.depth == 0 || ring.free() == 0 {
-            let what = "a relay needs blocks of at least one byte, and at least one free slot";
-            return Err(Error::new(ErrorKind::InvalidInput, what));
+            return Err(unfit());
         }
         if self.source_offset.max(self.sink_offset) > MAX_OFFSET {
             let what = format!("a relay begins at an offset of at most {MAX_OFFSET} bytes");
@@ -275,7 +279,7 @@ impl<'a> Relay<'a> {
         let Some(canceller) = &self.canceller else { return ring.enter(count, None) };
         ring.enter(count, Some(LOOK))?;
         if canceller.is_cancelled() && flow.error.is_none() {
-            flow.fail(Error::new(ErrorKind::Cancelled, "cancelled"));
+            flow.fail(cancelled());
         }
         Ok(())
     }
@@ -308,24 +312,50 @@ impl Flow {
     }
 
     fn source_failed(&mut self, errno: Errno) {
-        let what = match errno {
-            Errno::AGAIN => "reading from the source, whose file system does not know O_NONBLOCK",
-            _ => "reading from the source",
-        };
-        self.fail(Error::os(ErrorKind::Source, errno, what));
+        self.fail(source_failed(errno));
     }
 
     fn sink_failed(&mut self, errno: Errno) {
-        let what = match errno {
-            Errno::AGAIN => "writing to the sink, whose file system does not know O_NONBLOCK",
-            _ => "writing to the sink",
-        };
-        self.fail(Error::os(ErrorKind::Sink, errno, what));
+        self.fail(sink_failed(errno));
     }
 
     fn sink_is_full(&mut self) {
-        self.fail(Error::new(ErrorKind::Sink, "writing to the sink: it takes nothing more"));
+        self.fail(sink_is_full());
     }
+}
+
+#[cold]
+fn source_failed(errno: Errno) -> Error {
+    let what = match errno {
+        Errno::AGAIN => "reading from the source, whose file system does not know O_NONBLOCK",
+        _ => "reading from the source",
+    };
+    Error::os(ErrorKind::Source, errno, what)
+}
+
+#[cold]
+fn sink_failed(errno: Errno) -> Error {
+    let what = match errno {
+        Errno::AGAIN => "writing to the sink, whose file system does not know O_NONBLOCK",
+        _ => "writing to the sink",
+    };
+    Error::os(ErrorKind::Sink, errno, what)
+}
+
+#[cold]
+fn sink_is_full() -> Error {
+    Error::new(ErrorKind::Sink, "writing to the sink: it takes nothing more")
+}
+
+#[cold]
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "cancelled")
+}
+
+#[cold]
+fn unfit() -> Error {
+    let what = "a relay needs blocks of at least one byte, and at least one free slot";
+    Error::new(ErrorKind::InvalidInput, what)
 }
 
 /// Both ends, attached.

@@ -18,7 +18,7 @@ use crate::slots::{Event, LeaseId, UseId};
 const BATCH: usize = 16;
 
 /// The tokens of waits for a file to be ready.
-const SOURCE_READY: u32 = u32::MAX - 1;
+pub(super) const SOURCE_READY: u32 = u32::MAX - 1;
 const SINK_READY: u32 = u32::MAX - 2;
 
 /// A lease on its way. `position` counts from where the relay began.
@@ -45,7 +45,7 @@ enum Stage {
 
 /// One end's readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gate {
+pub(super) enum Gate {
     Open,
     /// It answered `EAGAIN`.
     Shut,

@@ -255,6 +255,16 @@ impl Ring {
         Ok(())
     }
 
+    /// Queues the cancellation of a wait for readiness.
+    pub(crate) fn cancel_poll(&mut self, file: &Attached, token: u32) -> Result<()> {
+        let value = u64::from(file.place_in(&self.files)?) << 32 | u64::from(token);
+        self.cancel_request(driver_user_data(self.slots.tag(), POLL, value))
+    }
+
+    pub(super) fn cancel_request(&mut self, user_data: u64) -> Result<()> {
+        self.push_own(&ops::AsyncCancel::new(user_data).build(), CANCEL, 0)
+    }
+
     /// Queues a request of the driver that names no memory.
     pub(super) fn push_own(&mut self, entry: &Entry, kind: u8, value: u64) -> Result<()> {
         self.make_room(1)?;

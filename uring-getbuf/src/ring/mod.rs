@@ -51,7 +51,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Fetched, Installed, Lease, NotInstalled};
 use crate::opcode::Target;
 use crate::probe::Support;
-use crate::slots::{Event, LeaseId, Slots, Stats, UseId};
+use crate::slots::{Event, LeaseId, Slots, Stats, UseId, fetch_user_data};
 
 pub use builder::{Builder, Setup};
 pub(crate) use drive::Use;
@@ -81,7 +81,10 @@ pub struct Ring {
 }
 
 /// The largest token of a wait for readiness. Those above are for waits of the ring's own.
-pub const MAX_TOKEN: u32 = u32::MAX - 3;
+pub const MAX_TOKEN: u32 = OWN_TOKENS - 1;
+
+/// From here on tokens are for waits of the ring's own.
+pub(crate) const OWN_TOKENS: u32 = 0xfffe_0000;
 
 fn check_token(token: u32) -> Result<u32> {
     if token <= MAX_TOKEN {
@@ -365,6 +368,29 @@ impl Ring {
         let place = file.place_in(&self.files)?;
         let cancel = CancelBuilder::fd(Fixed(u32::from(place))).all();
         self.push_own(&ops::AsyncCancel2::new(cancel).build(), CANCEL, 0)
+    }
+
+    /// Queues the cancellation of one fetch. It completes, with `ECANCELED` if it was not done yet.
+    ///
+    /// # Errors
+    ///
+    /// [`WrongRing`](ErrorKind::WrongRing), and those of [`submit`](Self::submit).
+    pub fn cancel_fetch(&mut self, lease: &Lease<Fetched>) -> Result<()> {
+        self.check(lease)?;
+        self.slots.cancel_fallback(lease);
+        // What is still to be sent is sent before it.
+        self.flush()?;
+        self.cancel_request(fetch_user_data(self.slots.tag(), lease.id()))
+    }
+
+    /// Queues the cancellation of one consumer. It completes, with `ECANCELED` if it was not done
+    /// yet. Of a `SEND_ZC` that has its result nothing can be cancelled.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`submit`](Self::submit).
+    pub fn cancel_use(&mut self, request: UseId) -> Result<()> {
+        self.cancel_request(request.user_data())
     }
 
     /// Queues any other request. Its completion is an [`Event::Foreign`].

@@ -65,6 +65,14 @@ pub(crate) const fn driver_request(tag: u8, user_data: u64) -> Option<(u8, u64)>
     }
 }
 
+/// The `user_data` of a lease's fetch.
+pub(crate) const fn fetch_user_data(tag: u8, lease: LeaseId) -> u64 {
+    (tag as u64) << user_data::TAG_SHIFT
+        | (Kind::Fetch as u64) << user_data::KIND_SHIFT
+        | (lease.slot() as u64) << user_data::SLOT_SHIFT
+        | lease.generation() as u64
+}
+
 /// Names a lease without holding it: a slot, and which of its lives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseId(u32);
@@ -105,6 +113,11 @@ impl UseId {
     #[inline]
     pub(crate) const fn of(user_data: u64) -> Self {
         Self(user_data)
+    }
+
+    /// What the request itself carries.
+    pub(crate) const fn user_data(self) -> u64 {
+        self.0
     }
 
     /// The lease that is used.

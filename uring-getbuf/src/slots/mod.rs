@@ -49,7 +49,7 @@ pub use event::{Event, Stats};
 pub use ident::{LeaseId, UseId};
 pub use prepared::{Clear, Outgoing, Prepared, PreparedChain};
 
-pub(crate) use ident::{driver_request, driver_user_data};
+pub(crate) use ident::{driver_request, driver_user_data, fetch_user_data};
 use table::Lending;
 pub(crate) use table::{Core, Ends};
 
@@ -314,6 +314,11 @@ impl Slots {
     /// Whether a slot is on its way to be emptied, or to be filled once more.
     pub(crate) fn is_emptying(&self) -> bool {
         self.core.is_emptying()
+    }
+
+    /// Has a fetch that is being cancelled not repeated through the pool.
+    pub(crate) fn cancel_fallback(&self, lease: &Lease<Fetched>) {
+        self.core.cancel_fallback(lease.id().slot());
     }
 
     /// How many requests use a lease that somebody may have let go.

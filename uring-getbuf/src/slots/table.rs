@@ -46,6 +46,8 @@ mod is {
     pub(super) const LEFT: u8 = 32;
     /// Its chain has had a completion that was not the last.
     pub(super) const NOTED: u8 = 64;
+    /// Its fetch is being cancelled.
+    pub(super) const CANCELLED: u8 = 128;
 }
 
 /// One slot. Plain cells: the table is never shared between threads.
@@ -434,6 +436,7 @@ impl Core {
         if slot.inflight.get() == 0 {
             debug_assert_ne!(slot.phase.get(), Phase::Free, "slot {index} is freed twice");
             slot.phase.set(Phase::Free);
+            slot.unmark(is::CANCELLED);
             slot.generation.set((slot.generation.get() + 1) & user_data::GENERATION as u16);
             slot.next.set(self.free.replace(index));
             self.free_count.set(self.free_count.get() + 1);
@@ -689,7 +692,7 @@ impl Core {
     fn refused(&self, slot: &Slot, result: i32) -> bool {
         let refused =
             matches!(Errno::check(result), Err(Errno::NOTSUPP | Errno::NOMEM | Errno::DQUOT));
-        let again = refused && slot.is_lent() && self.pool.is_some();
+        let again = refused && slot.is_lent() && self.pool.is_some() && !slot.is(is::CANCELLED);
         if again {
             slot.engine.set(Engine::Copy);
             self.fallbacks.set(self.fallbacks.get() + 1);
@@ -717,14 +720,19 @@ impl Core {
             return Event::Pending;
         }
         slot.finish();
-        let result = Errno::check(result).map(|len| len.min(slot.len.get()));
-        match result {
+        let mut result = Errno::check(result).map(|len| len.min(slot.len.get()));
+        match &mut result {
             Ok(len) => {
                 slot.phase.set(Phase::Ready);
-                slot.len.set(len);
-                self.installed(slot, len);
+                slot.len.set(*len);
+                self.installed(slot, *len);
             }
-            Err(errno) => slot.phase.set(Phase::Failed(errno)),
+            Err(errno) => {
+                if slot.is(is::CANCELLED) && *errno == Errno::NOTSUPP {
+                    *errno = Errno::CANCELED;
+                }
+                slot.phase.set(Phase::Failed(*errno));
+            }
         }
         self.settle(id.slot(), slot);
         ends.fetch(id.slot());
@@ -918,6 +926,11 @@ impl Core {
         let slot = self.slot(index);
         slot.unmark(is::HELD);
         self.settle(index, slot);
+    }
+
+    /// Has a fetch that is being cancelled not repeated through the pool.
+    pub(super) fn cancel_fallback(&self, index: u16) {
+        self.slot(index).mark(is::CANCELLED);
     }
 
     /// What the fetch came to; `None` while it runs.
