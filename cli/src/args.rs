@@ -4,6 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use uring_getbuf::Engine;
@@ -28,8 +29,9 @@ pub(crate) enum Command {
     /// Copies a file
     #[command(after_help = "Examples:\n  getbuf cp disk.img /backup/\n  zcat a.gz | getbuf cp - a")]
     Cp(CpArgs),
-    /// Sends a file over TCP, and closes the connection for writing
+    /// Sends a file over TCP, to one receiver or to many, and closes the connections for writing
     #[command(after_help = "Examples:\n  getbuf send disk.img host.example:9000\n  \
+                            getbuf send disk.img one:9000 two:9000 three:9000 --patience 10\n  \
                             tar c . | getbuf send - [::1]:9000")]
     Send(SendArgs),
 }
@@ -48,9 +50,16 @@ pub(crate) struct CpArgs {
 pub(crate) struct SendArgs {
     /// The file to send; - is the standard input
     pub(crate) source: PathBuf,
-    /// Where to, as HOST:PORT; an IPv6 address in brackets
-    #[arg(value_name = "HOST:PORT")]
-    pub(crate) address: Address,
+    /// Where to, as HOST:PORT; an IPv6 address in brackets. Each block is fetched once for all
+    #[arg(value_name = "HOST:PORT", required = true)]
+    pub(crate) addresses: Vec<Address>,
+    /// Of many receivers, give up one that takes nothing for this long [default: wait]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) patience: Option<Duration>,
+    /// Of many receivers, give up one that is so many blocks behind the fastest, which is at most
+    /// one less than the leases in flight [default: the fastest waits]
+    #[arg(long, value_name = "BLOCKS")]
+    pub(crate) lag: Option<usize>,
     #[command(flatten)]
     pub(crate) options: Options,
 }
@@ -108,6 +117,14 @@ impl fmt::Display for Address {
     }
 }
 
+/// "10", "0.5".
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| *seconds > 0.0);
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "a number of seconds is wanted, such as 10 or 0.5".into())
+}
+
 /// "64K", "1M", "4096".
 fn bytes(text: &str) -> Result<u32, String> {
     let (digits, shift) = match text.char_indices().next_back() {
@@ -136,6 +153,15 @@ mod tests {
         assert_eq!(bytes("1m"), Ok(1 << 20));
         for bad in ["", "K", "0", "-1", "1G", "2000M", "64 K", "18446744073709551615M", "é"] {
             assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(seconds("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for bad in ["", "0", "-1", "x", "NaN", "inf", "1e300"] {
+            assert!(seconds(bad).is_err(), "{bad}");
         }
     }
 

@@ -16,7 +16,7 @@ use crate::transfer::{self, STANDARD_OUTPUT};
 pub(crate) fn run(args: &CpArgs) -> Result<(), End> {
     let source = ends::open_source(&args.source)?;
     let from = source.stat()?;
-    let mut ring = fit::ring(&args.options)?;
+    let mut ring = fit::ring(&args.options, 2)?;
     let sink = open_sink(args, &from)?;
     let to = sink.stat()?;
     if are_same(&from, &to) {

@@ -30,10 +30,15 @@ impl End {
     }
 
     pub(crate) fn report(self) -> ExitCode {
-        if let Some(message) = self.message {
+        self.say();
+        ExitCode::from(self.code)
+    }
+
+    /// Tells the person of it, where the command goes on.
+    pub(crate) fn say(&self) {
+        if let Some(message) = &self.message {
             say(format_args!("getbuf: {message}"));
         }
-        ExitCode::from(self.code)
     }
 }
 

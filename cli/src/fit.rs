@@ -12,13 +12,13 @@ pub(crate) const DEPTH: u16 = 16;
 /// Blocks are whole pages.
 const LEAST_BLOCK: u32 = 4096;
 
-/// Made before anything is touched.
-pub(crate) fn ring(options: &Options) -> Result<Ring, End> {
+/// Made before anything is touched. `files`: the ends of the transfer.
+pub(crate) fn ring(options: &Options, files: usize) -> Result<Ring, End> {
+    let files = u16::try_from(files).unwrap_or(u16::MAX);
     let mut block_size = options.block_size.unwrap_or(BLOCK_SIZE);
     let mut depth = options.depth.unwrap_or(DEPTH);
     loop {
-        // Two files, both ends of the transfer.
-        let mut builder = Ring::builder().slots(depth).block_size(block_size).files(2);
+        let mut builder = Ring::builder().slots(depth).block_size(block_size).files(files);
         if let Some(engine) = options.engine {
             builder = builder.engine(engine);
         }

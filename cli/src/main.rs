@@ -5,6 +5,7 @@ mod args;
 mod cp;
 mod end;
 mod ends;
+mod fan;
 mod fit;
 mod probe;
 mod progress;

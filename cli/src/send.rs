@@ -10,33 +10,36 @@ use uring_getbuf::relay::Canceller;
 use crate::args::{Address, SendArgs};
 use crate::end::End;
 use crate::ends::{self, Named, failed};
-use crate::fit;
 use crate::transfer;
+use crate::{fan, fit};
 
 /// How long the receiver has to close the connection, once everything is sent.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const LEFT: &str = "the receiver left before it had everything";
+pub(crate) const STILL_OPEN: &str = "; the receiver has not closed the connection yet";
 /// How often a wait for it looks at what else there is.
 const LOOK: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(args: &SendArgs) -> Result<(), End> {
+    let [address] = &args.addresses[..] else { return fan::run(args) };
     let source = ends::open_source(&args.source)?;
-    let mut ring = fit::ring(&args.options)?;
-    let stream = connect(&args.address)?;
-    let name = args.address.to_string();
+    let mut ring = fit::ring(&args.options, 2)?;
+    let stream = connect(address)?;
+    let name = address.to_string();
     let other = stream.try_clone().map_err(|error| failed(&name, error))?;
     let sink = Named { name, file: other.into() };
     let canceller = transfer::cancel_on_signals()?;
     let moved = transfer::run(&mut ring, &source, &sink, &args.options, &canceller)?;
     let arrived = || transfer::arrived(moved.bytes(), &sink);
-    let remark = match finish(stream, &canceller) {
+    let ended = stream.shutdown(Shutdown::Write);
+    let remark = match ended.and_then(|()| finish(stream, Instant::now() + PATIENCE, &canceller)) {
         Ok(Receiver::Closed) => "",
-        Ok(Receiver::StillOpen) => "; the receiver has not closed the connection yet",
+        Ok(Receiver::StillOpen) => STILL_OPEN,
         Ok(Receiver::Interrupted) => {
             return Err(End::interrupted(format!("interrupted; {}", arrived())));
         }
         Err(error) => {
-            let what = "the receiver left before it had everything";
-            return Err(failed(&sink.name, format_args!("{what}: {error}; {}", arrived())));
+            return Err(failed(&sink.name, format_args!("{LEFT}: {error}; {}", arrived())));
         }
     };
     moved.tell(&args.options, remark);
@@ -44,7 +47,7 @@ pub(crate) fn run(args: &SendArgs) -> Result<(), End> {
 }
 
 /// Tries every address that the name has, and tells what the last one said.
-fn connect(address: &Address) -> Result<TcpStream, End> {
+pub(crate) fn connect(address: &Address) -> Result<TcpStream, End> {
     let failed = |what: String| failed(&address.to_string(), what);
     let found = (address.host.as_str(), address.port)
         .to_socket_addrs()
@@ -59,19 +62,22 @@ fn connect(address: &Address) -> Result<TcpStream, End> {
     Err(last)
 }
 
-enum Receiver {
+pub(crate) enum Receiver {
     Closed,
     StillOpen,
     Interrupted,
 }
 
-/// Ends the connection for writing, and waits a little for the receiver to end it for reading: what
-/// was sent is with our kernel only, and a receiver that leaves without having read it resets the
-/// connection. What it has to say is read and dropped, as leaving that unread would reset it, too.
-fn finish(mut stream: TcpStream, canceller: &Canceller) -> std::io::Result<Receiver> {
-    stream.shutdown(Shutdown::Write)?;
+/// Waits a little for the receiver to end the connection for reading, which has been ended for
+/// writing: what was sent is with our kernel only, and a receiver that leaves without having read it
+/// resets the connection. What it has to say is read and dropped, as leaving that unread would reset
+/// it, too.
+pub(crate) fn finish(
+    mut stream: TcpStream,
+    deadline: Instant,
+    canceller: &Canceller,
+) -> std::io::Result<Receiver> {
     stream.set_read_timeout(Some(LOOK))?;
-    let deadline = Instant::now() + PATIENCE;
     let mut dropped = [0; 4096];
     loop {
         match stream.read(&mut dropped) {

@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 use uring_getbuf::relay::{Canceller, Failure, Relay, Report};
-use uring_getbuf::{ErrorKind, Ring};
+use uring_getbuf::{Engine, ErrorKind, Ring};
 
 use crate::args::Options;
 use crate::end::{End, say};
@@ -66,18 +66,23 @@ impl Moved {
             return;
         }
         let Report { bytes, engine, .. } = self.report;
-        let seconds = self.time.as_secs_f64();
-        let rate = HumanBytes((bytes as f64 / seconds.max(1e-9)) as u64);
-        let copies = match engine.copies() {
-            1 => "1 copy".into(),
-            copies => format!("{copies} copies"),
-        };
-        let said = plural(bytes);
-        say(format_args!("{said} in {seconds:.3} s, {rate}/s, engine {engine} ({copies}){remark}"));
+        tell(bytes, engine, self.time, remark);
     }
 }
 
-fn plural(bytes: u64) -> String {
+/// What was fetched, in what time and how.
+pub(crate) fn tell(bytes: u64, engine: Engine, time: Duration, remark: &str) {
+    let seconds = time.as_secs_f64();
+    let rate = HumanBytes((bytes as f64 / seconds.max(1e-9)) as u64);
+    let copies = match engine.copies() {
+        1 => "1 copy".into(),
+        copies => format!("{copies} copies"),
+    };
+    let said = plural(bytes);
+    say(format_args!("{said} in {seconds:.3} s, {rate}/s, engine {engine} ({copies}){remark}"));
+}
+
+pub(crate) fn plural(bytes: u64) -> String {
     format!("{bytes} byte{}", if bytes == 1 { "" } else { "s" })
 }
 

@@ -321,6 +321,53 @@ fn a_receiver_that_leaves_is_told_with_what_it_got() {
     assert!(!said.contains("30000000 bytes"), "{said}");
 }
 
+#[test]
+fn sends_to_many() {
+    let place = Place::new(3_000_001);
+    let receivers: Vec<_> = (0..5).map(|_| receiver("127.0.0.1:0")).collect();
+    let from = place.text("from");
+    let mut arguments = vec!["send", &from];
+    arguments.extend(receivers.iter().map(|(address, _)| &**address));
+    let said = success(&run(&arguments));
+    assert!(said.contains("to 5 of 5 receivers"), "{said}");
+    for (address, receive) in receivers {
+        assert!(said.contains(&format!("{address}: 3000001 bytes")), "{said}");
+        assert!(receive.join().unwrap() == place.bytes, "{address}");
+    }
+}
+
+/// One that cannot be reached, one that leaves and one that never reads do the others no harm.
+#[test]
+fn of_many_receivers_those_that_fail_are_named() {
+    let place = Place::new(30_000_000);
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (leaves, sleeps) = (TcpListener::bind("127.0.0.1:0"), TcpListener::bind("127.0.0.1:0"));
+    let (leaves, sleeps) = (leaves.unwrap(), sleeps.unwrap());
+    let names = [&leaves, &sleeps].map(|peer| peer.local_addr().unwrap().to_string());
+    let leave = thread::spawn(move || {
+        leaves.accept().unwrap().0.read_exact(&mut [0; 1000]).unwrap();
+    });
+    let sleep = thread::spawn(move || sleeps.accept().unwrap().0);
+    let (one, other) = (receiver("127.0.0.1:0"), receiver("127.0.0.1:0"));
+    let from = place.text("from");
+    let output =
+        run(&["send", &from, &one.0, &gone, &names[0], &names[1], &other.0, "--patience", "0.5"]);
+    let said = failure(&output, 1);
+    assert!(said.contains(&gone) && said.contains("refused"), "{said}");
+    assert!(said.contains(&format!("getbuf: {}: ", names[0])), "{said}");
+    assert!(
+        said.contains(&format!("{}: the sink has taken nothing for 500ms", names[1])),
+        "{said}"
+    );
+    assert!(said.contains("to 2 of 5 receivers") && said.contains("3 of 5 receivers"), "{said}");
+    assert!(one.1.join().unwrap() == place.bytes && other.1.join().unwrap() == place.bytes);
+    leave.join().unwrap();
+    // It must not take what it has for the whole.
+    let mut late = sleep.join().unwrap();
+    let error = late.read_to_end(&mut Vec::new()).expect_err("a reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
 /// The last bytes are with the sending kernel only when the transfer ends: that is no success yet.
 #[test]
 fn a_receiver_that_leaves_at_the_end_is_told() {
