@@ -466,21 +466,37 @@ impl Ring {
         self.next_completion()
     }
 
-    /// Waits for a fetch. `None`: end of file.
+    /// Waits until a fetch is done, whatever came of it: [`Lease::installed`] tells.
+    ///
+    /// # Errors
+    ///
+    /// [`WrongRing`](ErrorKind::WrongRing), and those of [`submit`](Self::submit). The fetch goes
+    /// on then, and can be waited for again.
+    pub fn wait_fetched(&mut self, lease: &Lease<Fetched>) -> Result<()> {
+        self.check(lease)?;
+        let id = lease.id();
+        let is_told = |event: &Event| matches!(event, Event::Fetched { lease, .. } if *lease == id);
+        while lease.is_pending() {
+            self.wait_event(is_told)?;
+        }
+        // Told here, it is not told again: events that nobody takes would pile up.
+        self.forget(is_told);
+        Ok(())
+    }
+
+    /// Waits for a fetch, and gives the lease in its next state. `None`: end of file.
+    ///
+    /// On an error the lease is dropped, and its slot comes back; with
+    /// [`wait_fetched`](Self::wait_fetched) it is kept.
     ///
     /// # Errors
     ///
     /// [`WrongRing`](ErrorKind::WrongRing), [`Source`](ErrorKind::Source) if the source failed,
     /// and those of [`submit`](Self::submit).
     pub fn wait_installed(&mut self, lease: Lease<Fetched>) -> Result<Option<Lease<Installed>>> {
-        self.check(&lease)?;
-        let id = lease.id();
         let mut lease = lease;
         loop {
-            if !lease.is_pending() {
-                // Told here, it is not told again: events that nobody takes would pile up.
-                self.forget(|event| matches!(event, Event::Fetched { lease, .. } if *lease == id));
-            }
+            self.wait_fetched(&lease)?;
             lease = match lease.installed() {
                 Ok(lease) => return Ok(Some(lease)),
                 Err(NotInstalled::EndOfFile) => return Ok(None),
@@ -489,7 +505,6 @@ impl Ring {
                 }
                 Err(NotInstalled::Pending(lease)) => lease,
             };
-            self.wait_event(|event| matches!(event, Event::Fetched { lease, .. } if *lease == id))?;
         }
     }
 
