@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::command::{cargo, output};
+use super::target_directory;
+use crate::command::{cargo, output, run};
 use crate::kernel::{Flavour, Kernel, Machine, has_source};
 use crate::packages;
 use crate::totals::{Reader, Totals};
@@ -23,13 +24,17 @@ const KERNELS: [(Flavour, bool, &[&str]); 3] = [
 ];
 
 /// Executables that are run once for each engine, which they are told in `GETBUF_TEST_ENGINE`.
-const PER_ENGINE: [&str; 2] = ["e2e", "lent"];
+const PER_ENGINE: [&str; 3] = ["c", "e2e", "lent"];
+
+/// The C programs. What Valgrind and static linking tell is told on the host.
+const C: &str = "c";
+const C_SKIPPED: &str = " --skip ::valgrind --skip ::static";
 
 /// The debug kernel is slow: there, only what uses kernels most, with the engines of the kernel.
 const IN_DEBUG: [&str; 3] = ["cli", "e2e", "lent"];
 
 /// Packages with tests that say something about a kernel, and executables of theirs that do not.
-const PACKAGES: [&str; 3] = ["uring-getbuf", "getbuf", "getbuf-tests"];
+const PACKAGES: [&str; 4] = ["uring-getbuf", "getbuf", "getbuf-capi", "getbuf-tests"];
 const HOST_ONLY: [&str; 2] = ["headers", "misuse"];
 
 /// Tests in one kernel take at most this long.
@@ -47,11 +52,12 @@ pub(super) fn all(totals: &mut Totals) -> Result<()> {
         None
     };
     let tests = executables()?;
+    let built = c_library()?;
     for (flavour, debug, engines) in KERNELS {
         let kernel = Kernel { flavour, machine: Machine::Um, debug, source: None };
         match reason {
             Some(reason) => totals.skip(&format!("tests in {kernel}"), reason),
-            None => match one(&kernel, engines, &tests) {
+            None => match one(&kernel, engines, &tests, &built) {
                 Ok(more) => totals.add(more),
                 Err(error) => totals.fail(&format!("tests in {kernel}"), format_args!("{error:#}")),
             },
@@ -61,10 +67,15 @@ pub(super) fn all(totals: &mut Totals) -> Result<()> {
 }
 
 /// Runs the tests in one kernel.
-fn one(kernel: &Kernel, engines: &[&str], tests: &[(String, PathBuf)]) -> Result<Totals> {
+fn one(
+    kernel: &Kernel,
+    engines: &[&str],
+    tests: &[(String, PathBuf)],
+    built: &Path,
+) -> Result<Totals> {
     println!("== tests in {kernel}");
     let image = kernel.build()?;
-    let mut script = String::from("status=0\n");
+    let mut script = format!("status=0\nexport GETBUF_BUILT='{}'\n", built.display());
     for (name, path) in tests {
         let path = path.to_str().context("the target folder has a name that is not text")?;
         ensure!(!path.contains('\''), "a quote in the name of the target folder");
@@ -75,7 +86,12 @@ fn one(kernel: &Kernel, engines: &[&str], tests: &[(String, PathBuf)]) -> Result
         for engine in if per_engine { engines } else { &[""] } {
             let set =
                 if per_engine { format!("GETBUF_TEST_ENGINE={engine} ") } else { String::new() };
-            writeln!(script, "echo '-- {name} {engine}'\n{set}'{path}' || status=1")?;
+            let mut arguments = String::new();
+            if name == C {
+                // The tests that are named after the engine: the others are about no kernel.
+                write!(arguments, " ::{engine}::{C_SKIPPED}")?;
+            }
+            writeln!(script, "echo '-- {name} {engine}'\n{set}'{path}'{arguments} || status=1")?;
         }
     }
     script.push_str("exit $status\n");
@@ -113,6 +129,12 @@ fn one(kernel: &Kernel, engines: &[&str], tests: &[(String, PathBuf)]) -> Result
     }
     println!("tests in {kernel} took {} s", start.elapsed().as_secs());
     Ok(totals)
+}
+
+/// Builds the C library, and says where it is: the guests have no toolchain of their own.
+fn c_library() -> Result<PathBuf> {
+    run(&mut cargo(&["build", "--quiet", "--locked", "--profile=capi", "--package=getbuf-capi"]))?;
+    Ok(Path::new(&target_directory()?).join("capi"))
 }
 
 /// The test executables, by name.
