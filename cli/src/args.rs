@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use getbuf_bench::cases::Case;
 use uring_getbuf::Engine;
 
 /// Copies and sends files through io_uring leases, with the fastest way that this kernel offers.
@@ -34,6 +35,53 @@ pub(crate) enum Command {
                             getbuf send disk.img one:9000 two:9000 three:9000 --patience 10\n  \
                             tar c . | getbuf send - [::1]:9000")]
     Send(SendArgs),
+    /// Measures every way of moving bytes that this kernel offers, side by side
+    #[command(
+        after_help = "Cases:\n  rfc        a page of the page cache to /dev/null, 1 to 32 in \
+                            flight\n  file-file  file-tcp  file-unix  pipe-tcp\n             \
+                            blocks of 4 KiB to 1 MiB\n  flows      1 to 1,024 connections on one \
+                            ring\n  fan-out    one source to 1 to 8 sinks\n\nExample:\n  getbuf \
+                            bench rfc --report rfc.html"
+    )]
+    Bench(BenchArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchArgs {
+    /// What to measure [default: everything]
+    #[arg(value_name = "CASE", value_parser = case)]
+    pub(crate) cases: Vec<&'static Case>,
+    /// Seconds that it takes, about: more of them make the figures steadier
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub(crate) time: u32,
+    /// Requests in each sample, of at most 64 MiB altogether, however long they take: for machines
+    /// whose clock counts instructions
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) requests: Option<u64>,
+    /// Samples of each way, at least
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) repeats: u16,
+    /// Only the ways whose names have this in them
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) only: Option<String>,
+    /// Where to make the files, 64 MiB without names [default: the folder for temporary files]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Write everything as JSON to a file; - is the standard output, and then there is no table
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write a page with plots to a file
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
+}
+
+fn case(name: &str) -> Result<&'static Case, String> {
+    getbuf_bench::cases::find(name).ok_or_else(|| {
+        let names: Vec<_> = getbuf_bench::cases::CASES.iter().map(|case| case.name).collect();
+        format!("there are {}", names.join(", "))
+    })
 }
 
 #[derive(Debug, ClapArgs)]

@@ -2,6 +2,7 @@
 //! `getbuf`: copies and sends files through io_uring leases, on any kernel.
 
 mod args;
+mod bench;
 mod cp;
 mod end;
 mod ends;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Command::Probe { json } => probe::run(json),
         Command::Cp(args) => cp::run(&args),
         Command::Send(args) => send::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     done.map_or_else(End::report, |()| ExitCode::SUCCESS)
 }

@@ -14,6 +14,7 @@ pub(crate) struct Options {
     pub(crate) kernel: Kernel,
     pub(crate) limit: Duration,
     pub(crate) exact: bool,
+    pub(crate) cpus: Option<usize>,
     /// What follows `--`.
     pub(crate) command: Vec<OsString>,
 }
@@ -29,6 +30,7 @@ impl Options {
             },
             limit: Duration::from_secs(600),
             exact: false,
+            cpus: None,
             command: Vec::new(),
         };
         let mut args = args;
@@ -45,6 +47,11 @@ impl Options {
                 Some("--debug") => options.kernel.debug = true,
                 Some("--qemu") => options.kernel.machine = Machine::Qemu,
                 Some("--icount") => options.exact = true,
+                Some("--cpus") => {
+                    let cpus = value()?.to_str().and_then(|value| value.parse().ok());
+                    let cpus = cpus.filter(|cpus| (1..=8).contains(cpus));
+                    options.cpus = Some(cpus.context("--cpus takes a number from 1 to 8")?);
+                }
                 Some("--source") => options.kernel.source = Some(value()?.into()),
                 Some("--limit") => {
                     let seconds = value()?.to_str().and_then(|value| value.parse().ok());
@@ -81,6 +88,7 @@ mod tests {
     fn nonsense_is_refused() {
         assert!(parse(&["--flavour", "mint"]).is_err());
         assert!(parse(&["--limit"]).is_err());
+        assert!(parse(&["--cpus", "0"]).is_err());
         assert!(parse(&["ls"]).is_err());
     }
 }

@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use crate::command::{cargo, run};
 use crate::totals::Totals;
-use crate::{check, test};
+use crate::{bench, check, test};
 
 pub(crate) fn run_all() -> Result<Totals> {
     let mut totals = Totals::default();
@@ -21,5 +21,9 @@ pub(crate) fn run_all() -> Result<Totals> {
     totals.check("generated files", || check::codegen(true));
     totals.check("licences", check::licences);
     totals.add(test::all()?);
+    match bench::obstacle() {
+        Some(reason) => totals.skip("instructions per request", reason),
+        None => totals.check("instructions per request", bench::check),
+    }
     Ok(totals)
 }

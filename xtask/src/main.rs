@@ -2,6 +2,7 @@
 //! The project's own commands. `cargo xtask` lists them.
 
 mod args;
+mod bench;
 mod check;
 mod ci;
 mod command;
@@ -30,10 +31,13 @@ cargo xtask COMMAND
                     every test, on this kernel and in the test kernels; or one of the two
   ci                what .ci/run runs: formatter, lints, documents, generated files, every test
   kernel [KERNEL]   build a test kernel, unless the cache has it, and print where it is
-  vm [KERNEL] [--limit SECONDS] [--icount] -- COMMAND...
+  vm [KERNEL] [--limit SECONDS] [--cpus N] [--icount] -- COMMAND...
                     run a command in a test kernel: the file system is this machine's, the current
                     folder an empty tmpfs; output and exit status are the command's.
                     --icount (QEMU): a nanosecond of the guest's time is one instruction
+  bench --exact [--check]
+                    count the instructions of every way of `getbuf bench` in a guest of QEMU and
+                    write docs/bench; or count some of them and compare
 
 KERNEL:
   --flavour opcode|stock    with the project's patches (default), or as released
@@ -74,6 +78,8 @@ fn run(mut args: Vec<OsString>) -> Result<ExitCode> {
             packages::setup(&[packages::KERNEL])?;
             println!("{}", options.kernel.build()?.display());
         }
+        ["bench", "--exact"] => bench::write()?,
+        ["bench", "--exact", "--check"] => bench::check()?,
         ["vm", ..] => return guest(&Options::parse(args.drain(1..))?),
         [] | ["help" | "-h" | "--help"] => println!("{USAGE}"),
         _ => bail!("there is no `cargo xtask {}`\n{USAGE}", words.join(" ")),
@@ -91,8 +97,13 @@ fn verdict(totals: &Totals) -> ExitCode {
 /// not.
 fn guest(options: &Options) -> Result<ExitCode> {
     let qemu = options.kernel.machine == kernel::Machine::Qemu;
-    let job =
-        vm::Job { command: options.command.clone(), limit: options.limit, exact: options.exact };
+    let job = vm::Job {
+        command: options.command.clone(),
+        limit: options.limit,
+        exact: options.exact,
+        cpus: options.cpus,
+        plugin: None,
+    };
     packages::setup(&[packages::KERNEL, packages::QEMU][..1 + usize::from(qemu)])?;
     let image = options.kernel.build()?;
     let outcome = vm::run(&options.kernel, &image, &job, |bytes| {

@@ -99,6 +99,8 @@ fn one(
         command: ["sh", "-c", &script].map(Into::into).to_vec(),
         limit: LIMIT,
         exact: false,
+        cpus: None,
+        plugin: None,
     };
     let start = Instant::now();
     let mut reader = Reader::new(&kernel.to_string());

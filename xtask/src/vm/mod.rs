@@ -41,6 +41,10 @@ pub(crate) struct Job {
     pub(crate) limit: Duration,
     /// QEMU only: one CPU, on which every instruction takes a nanosecond.
     pub(crate) exact: bool,
+    /// How many processors the guest has, unless it is one to be exact.
+    pub(crate) cpus: Option<usize>,
+    /// QEMU only: a plugin, with what it is told.
+    pub(crate) plugin: Option<OsString>,
 }
 
 /// How a guest ended.
@@ -66,8 +70,10 @@ pub(crate) fn run(
     let (log, log_guest) = console()?;
     let (out, out_guest) = console()?;
     let (err, err_guest) = console()?;
-    let mut command =
-        machine::command(kernel, image, &folder.0, [&out_guest, &err_guest], job.exact)?;
+    let mut command = machine::command(kernel, image, &folder.0, [&out_guest, &err_guest], job)?;
+    if let Some(plugin) = &job.plugin {
+        command.arg("-plugin").arg(plugin);
+    }
     command.stdin(Stdio::null()).stdout(log_guest.try_clone()?).stderr(log_guest);
     // SAFETY: between fork and exec there is one system call, and no allocation.
     unsafe {

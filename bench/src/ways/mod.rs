@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The ways to move bytes.
+
+mod calls;
+mod leases;
+mod op_splice;
+mod raw;
+mod relayed;
+
+use std::fmt;
+use std::sync::Arc;
+
+use anyhow::Result;
+use uring_getbuf::ring::Setup;
+use uring_getbuf::{Engine, Ring, Support};
+
+use crate::cases::{Axis, Case, Sink, Source};
+use crate::ground::Ground;
+
+/// A way that is set up on a ground.
+pub(crate) trait Way {
+    /// Moves so many blocks in each lane of its ground.
+    fn run(&mut self, blocks: u64) -> Result<()>;
+}
+
+/// How leases are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Fetch, use and release are told one by one.
+    Steps,
+    /// As one chain.
+    Chain,
+}
+
+/// What takes the bytes on a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    Write,
+    Send,
+    SendZc,
+}
+
+/// A system call, or a pair of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Sendfile,
+    Splice,
+    CopyFileRange,
+    ReadWrite,
+}
+
+/// A way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Lease {
+        engine: Engine,
+        form: Form,
+        replace: bool,
+        by: Use,
+    },
+    Relay(Engine),
+    /// Requests by hand: `READ_FIXED` and what takes the bytes.
+    Raw {
+        form: Form,
+        by: Use,
+    },
+    /// Requests by hand: `GET_BUF`, `WRITE_FIXED`, and `PUT_BUF` unless the next one replaces.
+    RawGetBuf {
+        replace: bool,
+    },
+    OpSplice,
+    Call(Call),
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Lease { engine, form, replace, by } => {
+                f.write_str(match (form, replace) {
+                    (Form::Steps, false) => "steps",
+                    (Form::Chain, false) => "chain",
+                    (_, true) => "replace",
+                })?;
+                f.write_str(if by == Use::SendZc { " ZC, " } else { ", " })?;
+                f.write_str(engine.name())
+            }
+            Self::Relay(engine) => write!(f, "relay, {engine}"),
+            Self::Raw { by, .. } => f.write_str(match by {
+                Use::Write => "raw READ+WRITE_FIXED",
+                Use::Send => "raw READ_FIXED+SEND",
+                Use::SendZc => "raw READ_FIXED+SEND_ZC",
+            }),
+            Self::RawGetBuf { replace: false } => f.write_str("raw GET_BUF, chain"),
+            Self::RawGetBuf { replace: true } => f.write_str("raw GET_BUF, replace"),
+            Self::OpSplice => f.write_str("OP_SPLICE"),
+            Self::Call(call) => f.write_str(match call {
+                Call::Sendfile => "sendfile(2)",
+                Call::Splice => "splice(2)",
+                Call::CopyFileRange => "copy_file_range(2)",
+                Call::ReadWrite => "read(2)+write(2)",
+            }),
+        }
+    }
+}
+
+impl Kind {
+    /// Every way that a point can be served, the library's own first.
+    pub(crate) fn of(case: &Case) -> Vec<Self> {
+        let chains = case.source == Source::File && case.axis != Axis::Sinks;
+        let relay = matches!(case.axis, Axis::Block | Axis::Sinks);
+        let by = if case.sink.is_socket() { Use::Send } else { Use::Write };
+        let mut kinds = Vec::new();
+        for engine in Engine::ALL {
+            let lease = |form, replace, by| Self::Lease { engine, form, replace, by };
+            kinds.push(lease(Form::Steps, false, by));
+            if chains {
+                kinds.push(lease(Form::Chain, false, by));
+            }
+            if engine != Engine::Copy {
+                kinds.push(lease(if chains { Form::Chain } else { Form::Steps }, true, by));
+            }
+            if case.sink == Sink::Tcp {
+                let form = if chains { Form::Chain } else { Form::Steps };
+                kinds.push(lease(form, false, Use::SendZc));
+            }
+            if relay {
+                kinds.push(Self::Relay(engine));
+            }
+        }
+        let form = if chains { Form::Chain } else { Form::Steps };
+        kinds.push(Self::Raw { form, by });
+        if case.sink == Sink::Tcp {
+            kinds.push(Self::Raw { form, by: Use::SendZc });
+        }
+        if chains && by == Use::Write {
+            kinds.extend([false, true].map(|replace| Self::RawGetBuf { replace }));
+        }
+        if case.axis != Axis::Sinks {
+            kinds.push(Self::OpSplice);
+        }
+        kinds.push(Self::Call(Call::Splice));
+        kinds.push(Self::Call(Call::Sendfile));
+        if case.source == Source::File && case.sink == Sink::File {
+            kinds.push(Self::Call(Call::CopyFileRange));
+        }
+        kinds.push(Self::Call(Call::ReadWrite));
+        kinds
+    }
+
+    /// The engine that it cannot do without.
+    pub(crate) fn engine(self) -> Option<Engine> {
+        match self {
+            Self::Lease { engine, .. } | Self::Relay(engine) => Some(engine),
+            Self::RawGetBuf { .. } => Some(Engine::Opcode),
+            Self::Raw { .. } => Some(Engine::Copy),
+            Self::OpSplice | Self::Call(_) => None,
+        }
+    }
+
+    /// Sets it up.
+    pub(crate) fn build(self, ground: &Arc<Ground>, support: &Support) -> Result<Box<dyn Way>> {
+        let ground = Arc::clone(ground);
+        Ok(match self {
+            Self::Lease { engine, form, replace, by } => {
+                Box::new(leases::Leases::new(ground, engine, form, replace, by)?)
+            }
+            Self::Relay(engine) => Box::new(relayed::Relayed::new(ground, engine)?),
+            Self::Raw { form, by } => Box::new(raw::Raw::new(ground, form, by)?),
+            Self::RawGetBuf { replace } => Box::new(raw::Raw::get_buf(ground, support, replace)?),
+            Self::OpSplice => Box::new(op_splice::OpSplice::new(ground)?),
+            Self::Call(call) => Box::new(calls::Calls::new(ground, call)?),
+        })
+    }
+}
+
+/// Half of what is in flight: a way on a ring waits for so many completions at once.
+const fn half(running: usize) -> usize {
+    running.div_ceil(2)
+}
+
+/// The library's ring with the setup that costs least: `DEFER_TASKRUN`, since Linux 6.1.
+fn ring(engine: Engine, slots: u16, block: u32, files: usize, replace: bool) -> Result<Ring> {
+    let builder = Ring::builder().engine(engine).slots(slots).block_size(block).replace(replace);
+    let builder = builder.files(u16::try_from(files)?);
+    Ok(match builder.clone().setup(Setup::DeferTaskrun).build() {
+        Ok(ring) => ring,
+        Err(_) => builder.build()?,
+    })
+}
+
+/// A ring for requests by hand, with the same setup.
+fn bare_ring(entries: usize) -> Result<io_uring::IoUring> {
+    let entries = (entries as u32).next_power_of_two().clamp(8, 4096);
+    let mut builder = io_uring::IoUring::builder();
+    builder.setup_submit_all().setup_clamp().setup_cqsize(entries * 4);
+    let mut deferred = builder.clone();
+    deferred.setup_single_issuer().setup_defer_taskrun();
+    Ok(match deferred.build(entries) {
+        Ok(ring) => ring,
+        Err(_) => builder.setup_coop_taskrun().build(entries)?,
+    })
+}
