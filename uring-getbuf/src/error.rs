@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Sink,
     /// A sink was slower than the caller allows, and was given up.
     Lagging,
+    /// An inspector has refused the source.
+    Refused,
     /// The transfer was cancelled.
     Cancelled,
     /// io_uring itself answered with an error.

@@ -60,12 +60,13 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Bound, Range, RangeBounds};
+use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use io_uring::squeue::Entry;
 use static_assertions::assert_not_impl_any;
 
-use crate::consume::{Consumer, SendFlags};
+use crate::consume::{self, Consumer, SendFlags};
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::opcode::Target;
@@ -317,6 +318,58 @@ impl Lease<Installed> {
         let ranges = ranges.iter().map(|range| (range.start, range.end - range.start));
         let core = &self.claim.core;
         Ok(core.prepare(core.use_ranges(self.claim.id.slot(), ranges, sink.into(), offset)?))
+    }
+
+    /// Copies bytes of the lease, from `offset` on, into memory, for a look at them. How many that
+    /// were: as many as `into` has room for, fewer where the lease ends sooner. It makes no
+    /// request, and so can look only at what is in the program's memory.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`](ErrorKind::OutOfRange) if the lease ends before `offset`;
+    /// [`Unavailable`](ErrorKind::Unavailable) if it is the kernel's own memory, which
+    /// [`Ring::copy_out`](crate::Ring::copy_out) can look at.
+    pub fn copy_out(&self, offset: u32, into: &mut [u8]) -> Result<usize> {
+        let range = self.look_range(offset, into.len())?;
+        if self.is_lent() {
+            let what = "a look at memory of the kernel's takes a request: Ring::copy_out sends it";
+            return Err(Error::new(ErrorKind::Unavailable, what));
+        }
+        let (slot, mut rest) = (self.claim.id.slot(), &mut into[..range.len()]);
+        let mut start = range.start;
+        while !rest.is_empty() {
+            let copied = self.claim.core.copy_out(slot, start, rest);
+            start += copied as u32;
+            rest = &mut rest[copied..];
+        }
+        Ok(range.len())
+    }
+
+    /// What a look of up to `len` bytes from `offset` on sees.
+    pub(crate) fn look_range(&self, offset: u32, len: usize) -> Result<Range<u32>> {
+        let Some(left) = self.len().checked_sub(offset) else {
+            let what = format!("a look at byte {offset} of a lease of {} bytes", self.len());
+            return Err(Error::new(ErrorKind::OutOfRange, what));
+        };
+        Ok(offset..offset + u32::try_from(len).unwrap_or(u32::MAX).min(left))
+    }
+
+    /// Whether it is memory of the kernel's.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.engine() != Engine::Copy
+    }
+
+    /// The index in the ring's table.
+    pub(crate) fn table_index(&self) -> u16 {
+        self.claim.core.piece_of(self.claim.id.slot(), 0, 1).index
+    }
+
+    /// A write of bytes of it that does not count as a use.
+    pub(crate) fn look_entry(&self, start: u32, len: u32, to: RawFd) -> Entry {
+        self.claim
+            .core
+            .piece_of(self.claim.id.slot(), start, len)
+            .write(Target::Fd(to), consume::STREAM)
     }
 
     /// Lets the slot be emptied, also while requests use the lease: what they use stays until the

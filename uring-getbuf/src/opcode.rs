@@ -214,6 +214,11 @@ pub(crate) fn module_release(device: Target, slot: u16) -> Entry {
     command(device, sys::GETBUF_CMD_RELEASE, 0, 0, [header(0, slot, 0), 0])
 }
 
+/// `GETBUF_CMD_COPY_OUT`. `to` must stay valid until the request has completed.
+pub(crate) fn module_copy_out(device: Target, slot: u16, offset: u32, to: u64, len: u32) -> Entry {
+    command(device, sys::GETBUF_CMD_COPY_OUT, to, len, [header(0, slot, 0), u64::from(offset)])
+}
+
 /// `GETBUF_CMD_BIND`.
 pub(crate) fn module_bind(device: Target, source: RawFd) -> Entry {
     command(device, sys::GETBUF_CMD_BIND, 0, 0, [header(source as u32, 0, 0), 0])

@@ -15,6 +15,7 @@ mod child;
 mod fan;
 mod lease;
 mod life;
+mod look;
 mod relay;
 
 use std::process::ExitCode;
@@ -75,6 +76,7 @@ fn add(engine: Engine, trials: &mut Vec<Trial>) {
         ("chain", chain::CENTRAL, &[]),
         ("life", life::CENTRAL, life::CASES),
         ("fan", fan::CENTRAL, fan::CASES),
+        ("look", look::CENTRAL, look::CASES),
         ("relay", relay::CENTRAL, relay::CASES),
         ("process", &[], child::CASES),
     ];

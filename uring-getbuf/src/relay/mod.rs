@@ -31,10 +31,11 @@
 
 mod blocks;
 mod fan;
+mod inspect;
 mod stream;
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -47,6 +48,8 @@ use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::ring::{Attached, Ring};
 
 pub use fan::{FanFailure, FanOut, FanReport, SinkReport};
+use inspect::Inspector;
+pub use inspect::Verdict;
 
 /// How often a relay that can be cancelled looks whether it was, while nothing moves.
 const LOOK: Duration = Duration::from_millis(100);
@@ -137,6 +140,7 @@ pub struct Relay<'a> {
     zero_copy_send: Option<bool>,
     canceller: Option<Canceller>,
     progress: Option<Box<dyn FnMut(Progress) + 'a>>,
+    inspector: Option<Inspector<'a>>,
 }
 
 impl<'a> Relay<'a> {
@@ -153,6 +157,7 @@ impl<'a> Relay<'a> {
             zero_copy_send: None,
             canceller: None,
             progress: None,
+            inspector: None,
         }
     }
 
@@ -206,6 +211,31 @@ impl<'a> Relay<'a> {
         self
     }
 
+    /// Has `look` see the first `bytes` bytes before any is moved, and decide by them; fewer only
+    /// where the source or the limit ends sooner, it was opened with `O_DIRECT` and the rest is not
+    /// in its first block, or it is a stream that gives less at a time than there are leases for.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use uring_getbuf::{Ring, relay::{Relay, Verdict}};
+    ///
+    /// let mut ring = Ring::new()?;
+    /// let (source, sink) = (std::fs::File::open("a")?, std::fs::File::create("b")?);
+    /// let relay = Relay::new(&source, &sink).inspect(4, |head| match head {
+    ///     b"\x7fELF" => Verdict::refuse("this is a program"),
+    ///     _ => Verdict::Pass,
+    /// });
+    /// relay.run(&mut ring)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// A lease that is looked at as a relay runs has [`Ring::copy_out`].
+    pub fn inspect(mut self, bytes: u32, look: impl FnOnce(&[u8]) -> Verdict + 'a) -> Self {
+        self.inspector = Some(Inspector { bytes, look: Box::new(look) });
+        self
+    }
+
     /// Runs it to its end.
     ///
     /// Leases, events and requests of others on the same ring are left alone; events that come
@@ -238,15 +268,20 @@ impl<'a> Relay<'a> {
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         let source = Source::of(self.source)?;
-        let sink = Sink::of(self.sink)?;
-        let files = Ends { source: ring.attach(&self.source)?, sink: ring.attach(&self.sink)? };
         if source.direct {
             self.block_size = (self.block_size / SECTOR * SECTOR).max(SECTOR);
         }
+        let from = ring.attach(&self.source)?;
+        let mut head = self.inspect_source(ring, source, &from)?;
+        let redirected = head.sink.take();
+        let to = redirected.as_ref().map_or(self.sink, OwnedFd::as_fd);
+        let sink = Sink::of(to)?;
+        let files = Ends { source: from, sink: ring.attach(&to)? };
+        ring.empty_slots()?;
         let done = if source.ahead && !source.direct && sink == Sink::File {
             blocks::run(&mut self, ring, &files, source, flow)
         } else {
-            stream::run(&mut self, ring, &files, source, sink, flow)
+            stream::run(&mut self, ring, &files, source, sink, flow, head)
         };
         // Detached now: the peer of a stream that the caller closes next is to see its end.
         drop(files);
@@ -271,6 +306,16 @@ impl<'a> Relay<'a> {
         if let Some(call) = &mut self.progress {
             call(Progress { bytes: flow.moved, total });
         }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.canceller.as_ref().is_some_and(Canceller::is_cancelled)
+    }
+
+    /// Waits for a completion, and no longer than a cancellation may wait.
+    fn pause(&self, ring: &mut Ring) -> Result<()> {
+        ring.flush()?;
+        ring.enter(1, self.canceller.as_ref().map(|_| LOOK))
     }
 
     /// Waits for completions, and notices a cancellation.

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use super::inspect::Head;
 use super::{Ends, Flow, Relay, SECTOR, Sink, Source};
 use crate::consume::STREAM;
 use crate::engine::Engine;
@@ -74,6 +75,8 @@ struct Stream<'r, 'a> {
     unreturned: usize,
     /// Position of the next block.
     next: u64,
+    /// Bytes at the begin that are not moved.
+    skipped: u64,
     /// Where the source ends, as far as is known.
     end: u64,
     source_gate: Gate,
@@ -88,14 +91,17 @@ pub(super) fn run(
     source: Source,
     sink: Sink,
     flow: &mut Flow,
+    head: Head,
 ) -> Result<()> {
-    let end = relay.end(source.size);
+    let skipped = u64::from(head.skip);
+    let end = relay.end(source.size).saturating_add(skipped);
     let zero_copy = sink == Sink::Socket
         && ring.support().features().send_zc
         && relay.zero_copy_send.unwrap_or(ring.engine() != Engine::Copy);
     // What a stream has given cannot be fetched again in another way.
     flow.copied = sink == Sink::Device && !source.seekable;
-    Stream {
+    let mut stream = Stream {
+        skipped,
         blocks: VecDeque::with_capacity(relay.depth + 1),
         batch: VecDeque::with_capacity(BATCH),
         broken: false,
@@ -113,11 +119,29 @@ pub(super) fn run(
         source,
         sink,
         flow,
-    }
-    .run(end)
+    };
+    stream.begin_with(head);
+    stream.run(end)
 }
 
 impl Stream<'_, '_> {
+    /// What an inspector has seen of a stream comes first.
+    fn begin_with(&mut self, head: Head) {
+        let mut skip = head.skip;
+        for lease in head.leases {
+            let there = u64::from(lease.len()).min(self.end - self.next) as u32;
+            let position = self.next;
+            self.next += u64::from(there);
+            let done = skip.min(there);
+            skip -= done;
+            if done < there {
+                self.ours[usize::from(lease.id().slot())] = Some(lease.id());
+                let lease = Stage::Ready(lease, done);
+                self.blocks.push_back(Block { position, asked: there, lease });
+            }
+        }
+    }
+
     /// `told`: where the source said that it ends.
     fn run(mut self, mut told: u64) -> Result<()> {
         loop {
@@ -293,15 +317,16 @@ impl Stream<'_, '_> {
         let most = BATCH.min(self.ring.queue_capacity());
         let is_ready = |block: &&Block| matches!(block.lease, Stage::Ready(..));
         let count = self.blocks.iter().take(most).take_while(is_ready).count();
-        let (sink, begin, zero_copy) = (self.sink, self.relay.sink_offset, self.zero_copy);
+        let (sink, zero_copy, skipped) = (self.sink, self.zero_copy, self.skipped);
+        let begin = self.relay.sink_offset;
         let uses = self.blocks.range(..count).map(|block| {
             let Stage::Ready(lease, done) = &block.lease else { unreachable!("they are ready") };
             let consumer = match sink {
                 Sink::Socket if zero_copy => Use::SendZc,
                 Sink::Socket => Use::Send,
-                Sink::File | Sink::Stream | Sink::Device => {
-                    Use::Write { offset: sink.offset(begin, block.position + u64::from(*done)) }
-                }
+                Sink::File | Sink::Stream | Sink::Device => Use::Write {
+                    offset: sink.offset(begin, block.position + u64::from(*done) - skipped),
+                },
             };
             (lease, *done..block.there(lease), consumer)
         });

@@ -23,6 +23,7 @@ use crate::slots::{Ends, Event, LeaseId, Outgoing, UseId, driver_request, driver
 const POLL: u8 = 0;
 pub(super) const CANCEL: u8 = 1;
 const BIND: u8 = 2;
+pub(super) const LOOK: u8 = 3;
 
 /// `poll(2)` events that are always reported.
 const POLL_ALWAYS: u32 = (libc::POLLERR | libc::POLLHUP) as u32;
@@ -265,11 +266,11 @@ impl Ring {
         self.push_own(&ops::AsyncCancel::new(user_data).build(), CANCEL, 0)
     }
 
-    /// Queues a request of the driver that names no memory.
+    /// Queues a request of the driver. What it names stays valid until it has completed.
     pub(super) fn push_own(&mut self, entry: &Entry, kind: u8, value: u64) -> Result<()> {
         self.make_room(1)?;
         let entry = entry.clone().user_data(driver_user_data(self.slots.tag(), kind, value));
-        // SAFETY: a poll or a cancellation, which name no memory.
+        // SAFETY: polls and cancellations name no memory, and `ask` has its caller see to it.
         unsafe { self.uring.submission().push(&entry) }.map_err(|_| queue_full())
     }
 
@@ -374,24 +375,34 @@ impl Ring {
     /// Asks the module for a descriptor that is bound to a file. `None`: the file cannot lend its
     /// memory, or not to this process; then it is read.
     pub(super) fn bind(&mut self, device: Target, fd: RawFd) -> Result<Option<OwnedFd>> {
-        self.push_own(&module_bind(device, fd), BIND, 0)?;
-        let result = loop {
-            let completion = self.uring.completion().next();
-            if let Some(completion) = completion {
-                if driver_request(self.slots.tag(), completion.user_data()) == Some((BIND, 0)) {
-                    break completion.result();
-                }
-                let event = self.translate(&completion);
-                self.keep(event);
-                continue;
-            }
-            self.enter(1, None)?;
-        };
+        let result = self.ask(&module_bind(device, fd), BIND)?;
         if result < 0 {
             return Ok(None);
         }
         // SAFETY: the module has just made this descriptor for us.
         Ok(Some(unsafe { OwnedFd::from_raw_fd(result) }))
+    }
+
+    /// Sends a request of the ring's own and waits for its result. What else completes is kept for
+    /// `next_event`. What the request names must stay valid also after an error: it may still be
+    /// there.
+    pub(super) fn ask(&mut self, entry: &Entry, kind: u8) -> Result<i32> {
+        self.asked = self.asked.wrapping_add(1);
+        self.answered = None;
+        self.push_own(entry, kind, u64::from(self.asked))?;
+        loop {
+            while let Some(event) = self.next_completion() {
+                self.keep(event);
+                if let Some(result) = self.answered.take() {
+                    return Ok(result);
+                }
+            }
+            self.enter(1, None)?;
+            // It may have been among completions that had to be taken early.
+            if let Some(result) = self.answered.take() {
+                return Ok(result);
+            }
+        }
     }
 
     /// Puts a descriptor into a place of the table; -1 empties it.
@@ -503,6 +514,12 @@ impl Ring {
             Some((POLL, value)) => {
                 self.files.done((value >> 32) as u16);
                 Event::Ready { token: value as u32, result: Errno::check(result) }
+            }
+            Some((BIND | LOOK, value)) => {
+                if value == u64::from(self.asked) {
+                    self.answered = Some(result);
+                }
+                Event::Pending
             }
             Some(_) => Event::Pending,
             None => Event::Foreign { user_data, result, flags },

@@ -29,6 +29,7 @@
 //! | somebody unregisters the ring's buffers | requests fail with `EFAULT`; nothing else |
 
 mod builder;
+mod copy_out;
 mod drive;
 mod files;
 
@@ -75,6 +76,11 @@ pub struct Ring {
     /// Leases of a relay that has failed, which `SEND_ZC` requests still use: nobody is there to
     /// be told that they do not any more.
     muted: Vec<LeaseId>,
+    /// Counts the requests of the ring's own that it waits for; the result of the last one.
+    asked: u32,
+    answered: Option<i32>,
+    /// For looks at what the kernel has lent.
+    looker: Option<copy_out::Looker>,
     support: Support,
     /// `/dev/getbuf`, with the module engine.
     device: Option<Attached>,

@@ -947,6 +947,23 @@ impl Core {
         self.slot(index).len.get()
     }
 
+    /// Bytes of a slot that is ready.
+    pub(crate) fn piece_of(&self, index: u16, start: u32, len: u32) -> Piece {
+        self.piece(index, self.slot(index), start, len)
+    }
+
+    /// Copies bytes of a slot that is ready and in the program's memory; how many, at least one.
+    /// They are there: the range lies in its lease.
+    pub(crate) fn copy_out(&self, index: u16, start: u32, into: &mut [u8]) -> usize {
+        let piece = self.piece_of(index, start, into.len() as u32);
+        let len = piece.len as usize;
+        debug_assert!(len <= into.len(), "no more than was asked for");
+        // SAFETY: so many bytes of the pool, which lives as long as this does, begin there. No
+        // reference into it is ever made, and no request writes into a slot that is ready.
+        unsafe { (piece.addr as *const u8).copy_to_nonoverlapping(into.as_mut_ptr(), len) };
+        len
+    }
+
     pub(crate) fn slot_engine(&self, index: u16) -> Engine {
         self.slot(index).engine.get()
     }
