@@ -24,14 +24,14 @@ const KERNELS: [(Flavour, bool, &[&str]); 3] = [
 ];
 
 /// Executables that are run once for each engine, which they are told in `GETBUF_TEST_ENGINE`.
-const PER_ENGINE: [&str; 3] = ["c", "e2e", "lent"];
+const PER_ENGINE: [&str; 4] = ["c", "e2e", "fuzz", "lent"];
 
 /// The C programs. What Valgrind and static linking tell is told on the host.
 const C: &str = "c";
 const C_SKIPPED: &str = " --skip ::valgrind --skip ::static";
 
 /// The debug kernel is slow: there, only what uses kernels most, with the engines of the kernel.
-const IN_DEBUG: [&str; 3] = ["cli", "e2e", "lent"];
+const IN_DEBUG: [&str; 4] = ["cli", "e2e", "fuzz", "lent"];
 
 /// Packages with tests that say something about a kernel, and executables of theirs that do not.
 const PACKAGES: [&str; 4] = ["uring-getbuf", "getbuf", "getbuf-capi", "getbuf-tests"];
