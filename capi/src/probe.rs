@@ -35,7 +35,8 @@ pub(crate) fn engine_number(engine: Engine) -> u32 {
     match engine {
         Engine::Opcode => GETBUF_ENGINE_OPCODE,
         Engine::Module => GETBUF_ENGINE_MODULE,
-        Engine::Copy => GETBUF_ENGINE_COPY,
+        // Slots that C makes have no providers.
+        Engine::Copy | Engine::Provider => GETBUF_ENGINE_COPY,
     }
 }
 

@@ -20,10 +20,13 @@ pub enum Engine {
     /// `READ_FIXED` into memory registered once: any Linux with io_uring, 5.19 or newer. One
     /// copy, or none where the source was opened with `O_DIRECT`.
     Copy,
+    /// Nothing gets there: it is the program's own memory, of a [provider](crate::provider). No
+    /// engine of a ring, but what a lease of such memory says. No copy.
+    Provider,
 }
 
 impl Engine {
-    /// Every engine, the one that costs least first.
+    /// Every engine that a ring can have, the one that costs least first.
     pub const ALL: [Self; 3] = [Self::Opcode, Self::Module, Self::Copy];
 
     /// The name that the command line and the documentation use.
@@ -33,14 +36,21 @@ impl Engine {
             Self::Opcode => "opcode",
             Self::Module => "module",
             Self::Copy => "copy",
+            Self::Provider => "provider",
         }
+    }
+
+    /// Whether it lends memory of the kernel's.
+    #[inline]
+    pub(crate) const fn lends(self) -> bool {
+        matches!(self, Self::Opcode | Self::Module)
     }
 
     /// How often this engine copies a byte between the source and the slot.
     #[must_use]
     pub const fn copies(self) -> u32 {
         match self {
-            Self::Opcode | Self::Module => 0,
+            Self::Opcode | Self::Module | Self::Provider => 0,
             Self::Copy => 1,
         }
     }

@@ -21,6 +21,10 @@ pub enum ErrorKind {
     NoSlot,
     /// Every place for an attached file is taken.
     NoFile,
+    /// Every place for a provider's memory is taken, or there is none.
+    NoRegion,
+    /// A provider's answer contradicts itself.
+    Provider,
     /// The submission queue is full and the kernel takes nothing from it.
     QueueFull,
     /// The lease or the attached file belongs to another ring.
@@ -117,6 +121,8 @@ impl Errno {
     pub(crate) const CANCELED: Self = Self(libc::ECANCELED);
     pub(crate) const DQUOT: Self = Self(libc::EDQUOT);
     pub(crate) const FAULT: Self = Self(libc::EFAULT);
+    pub(crate) const INVAL: Self = Self(libc::EINVAL);
+    pub(crate) const NOBUFS: Self = Self(libc::ENOBUFS);
     pub(crate) const INTR: Self = Self(libc::EINTR);
     pub(crate) const NOMEM: Self = Self(libc::ENOMEM);
     pub(crate) const NOTSUPP: Self = Self(uring_getbuf_sys::GETBUF_ENOTSUPP as i32);
@@ -125,6 +131,12 @@ impl Errno {
     /// The bytes of a completion's result, or its error.
     pub(crate) const fn check(result: i32) -> std::result::Result<u32, Self> {
         if result < 0 { Err(Self(-result)) } else { Ok(result as u32) }
+    }
+
+    /// An error with this number, which is positive; for what a provider answers.
+    #[must_use]
+    pub const fn new(errno: i32) -> Self {
+        Self(errno)
     }
 
     /// The number.

@@ -202,6 +202,11 @@ impl Lease<Fetched> {
 }
 
 impl Lease<Installed> {
+    /// One that a provider has filled.
+    pub(crate) fn provided(core: Rc<Core>, id: LeaseId) -> Self {
+        Self { claim: Claim { core, id, holds: true }, state: PhantomData }
+    }
+
     /// How many bytes there are. Never 0; fewer than were asked for at the end of a file, or
     /// where the source had no more at hand.
     #[inline]
@@ -356,7 +361,7 @@ impl Lease<Installed> {
 
     /// Whether it is memory of the kernel's.
     pub(crate) fn is_lent(&self) -> bool {
-        self.engine() != Engine::Copy
+        self.engine().lends()
     }
 
     /// The index in the ring's table.

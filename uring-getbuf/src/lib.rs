@@ -10,6 +10,7 @@
 //! chain         fetch, consume and release as one
 //! engine        opcode, module, copy: how to fetch and how to release
 //! probe         what can this kernel do?
+//! provider      the program's own memory as a source
 //! opcode        builders of the requests that the io-uring crate does not know
 //! ```
 //!
@@ -23,6 +24,7 @@ pub mod lease;
 pub mod opcode;
 mod pool;
 pub mod probe;
+pub mod provider;
 pub mod relay;
 pub mod ring;
 pub mod slots;

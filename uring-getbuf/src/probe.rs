@@ -164,6 +164,9 @@ impl Support {
             Engine::Opcode => self.opcode.as_ref().map(|_| ()),
             Engine::Module => self.module.as_ref().map(|_| ()),
             Engine::Copy => self.copy.as_ref().copied(),
+            Engine::Provider => {
+                return Err("a provider is no engine of a ring: ask it for a lease");
+            }
         }
         .map_err(String::as_str)
     }

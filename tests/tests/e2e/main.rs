@@ -16,6 +16,7 @@ mod fan;
 mod lease;
 mod life;
 mod look;
+mod provide;
 mod relay;
 
 use std::process::ExitCode;
@@ -77,6 +78,7 @@ fn add(engine: Engine, trials: &mut Vec<Trial>) {
         ("life", life::CENTRAL, life::CASES),
         ("fan", fan::CENTRAL, fan::CASES),
         ("look", look::CENTRAL, look::CASES),
+        ("provide", provide::CENTRAL, provide::CASES),
         ("relay", relay::CENTRAL, relay::CASES),
         ("process", &[], child::CASES),
     ];

@@ -510,6 +510,9 @@ fn peer_closes(rig: &Rig) -> Verdict {
             }
             1 => {
                 let (near, far) = tcp()?;
+                // So that what nobody reads does not fit between the two.
+                rustix::net::sockopt::set_socket_recv_buffer_size(&far, 64 << 10)?;
+                rustix::net::sockopt::set_socket_send_buffer_size(&near, 64 << 10)?;
                 let peer = read_some(Box::new(far));
                 (Relay::new(&source, &near).run(&mut ring), peer)
             }

@@ -48,6 +48,7 @@ pub struct Builder {
     setup: Setup,
     entries: Option<u32>,
     replace: bool,
+    regions: u16,
 }
 
 impl Default for Builder {
@@ -60,6 +61,7 @@ impl Default for Builder {
             setup: Setup::default(),
             entries: None,
             replace: false,
+            regions: 0,
         }
     }
 }
@@ -108,6 +110,13 @@ impl Builder {
         self
     }
 
+    /// How many regions of [providers](crate::provider) can be registered, and pieces of their
+    /// memory that is in none can be lent at once. Default 0.
+    pub fn regions(mut self, regions: u16) -> Self {
+        self.regions = regions;
+        self
+    }
+
     /// Makes the ring.
     ///
     /// # Errors
@@ -126,13 +135,13 @@ impl Builder {
         let files = self.register_files(&uring, engine)?;
         let device = match engine {
             Engine::Module => Some(attach_device(&uring, &files)?),
-            Engine::Opcode | Engine::Copy => None,
+            Engine::Opcode | Engine::Copy | Engine::Provider => None,
         };
         let mut slots = Slots::builder(&support);
         let submitter = uring.submitter();
         // The pool comes last in the table, behind the slots of an engine that lends memory.
         let pool_index = match engine {
-            Engine::Copy => 0,
+            Engine::Copy | Engine::Provider => 0,
             Engine::Opcode => {
                 let get_buf =
                     support.get_buf_opcode().expect("the engine works, so it has a number");
@@ -149,8 +158,11 @@ impl Builder {
                 self.slots
             }
         };
+        if self.regions > 0 {
+            slots = slots.regions(pool_index + 1, self.regions);
+        }
         submitter
-            .register_buffers_sparse(u32::from(pool_index) + 1)
+            .register_buffers_sparse(u32::from(pool_index) + 1 + u32::from(self.regions))
             .map_err(|error| Error::io(ErrorKind::Ring, &error, "registering the slots"))?;
         let pin = |blocks: u16| {
             let iov_len = usize::from(blocks) * pool.block_size() as usize;
@@ -200,7 +212,7 @@ impl Builder {
     fn register_files(&self, uring: &IoUring, engine: Engine) -> Result<Rc<Files>> {
         let places = match engine {
             Engine::Module => self.files.saturating_mul(2).saturating_add(1).min(u16::MAX - 1),
-            Engine::Opcode | Engine::Copy => self.files,
+            Engine::Opcode | Engine::Copy | Engine::Provider => self.files,
         };
         if places > 0 {
             uring.submitter().register_files_sparse(u32::from(places)).map_err(|error| {

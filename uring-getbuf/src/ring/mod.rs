@@ -32,6 +32,7 @@ mod builder;
 mod copy_out;
 mod drive;
 mod files;
+mod provide;
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -30,6 +30,7 @@
 mod event;
 mod ident;
 mod prepared;
+mod provided;
 mod table;
 
 use std::mem;
@@ -40,10 +41,11 @@ use io_uring::squeue::Entry;
 use crate::chain::Chain;
 use crate::engine::{Engine, Lender, Source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Fetched, Lease, State};
+use crate::lease::{Fetched, Installed, Lease, State};
 use crate::opcode::Target;
 use crate::pool::Pool;
 use crate::probe::{Features, Support};
+use crate::provider::{Answer, Provider, Region};
 
 pub use event::{Event, Stats};
 pub use ident::{LeaseId, UseId};
@@ -72,6 +74,7 @@ pub struct Builder {
     lending: Option<(Lending, u16)>,
     replace: bool,
     pool: Option<(Pool, u16)>,
+    regions: Option<(u16, u16)>,
     features: Features,
     tag: u8,
 }
@@ -109,6 +112,12 @@ impl Builder {
         self
     }
 
+    /// `count` entries of the ring's table, from `first` on, for memory of [providers](crate::provider).
+    pub fn regions(mut self, first: u16, count: u16) -> Self {
+        self.regions = Some((first, count));
+        self
+    }
+
     /// The top byte of every `user_data`. It must differ from that of all other requests on the
     /// ring. Default [`DEFAULT_TAG`].
     pub fn tag(mut self, tag: u8) -> Self {
@@ -141,7 +150,7 @@ impl Builder {
             return invalid(format!("{count} slots: there can be 1 to {MAX_SLOTS}"));
         }
         let lending = self.lending.map(|(lending, _)| Lending { replace: self.replace, ..lending });
-        let core = Core::new(count, lending, self.pool, self.features, self.tag);
+        let core = Core::new(count, lending, self.pool, self.regions, self.features, self.tag);
         Ok(Slots { core: Rc::new(core) })
     }
 }
@@ -153,6 +162,7 @@ impl Slots {
             lending: None,
             replace: false,
             pool: None,
+            regions: None,
             features: support.features(),
             tag: DEFAULT_TAG,
         }
@@ -262,6 +272,63 @@ impl Slots {
     /// Has what replaced slots still hold released; see [`Builder::replace`].
     pub fn trim(&self) {
         self.core.trim();
+    }
+
+    /// Makes a region known. `register` registers the memory that it is given (base and length in
+    /// bytes) under this index of the ring's table.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRegion`](ErrorKind::NoRegion), and those of `register`.
+    pub fn add_region(
+        &self,
+        region: &Region,
+        register: impl FnOnce(u16, *mut u8, usize) -> Result<()>,
+    ) -> Result<()> {
+        let provided = self.core.provided()?;
+        let entry = provided.take_entry()?;
+        match register(entry, region.base(), region.len()) {
+            Ok(()) => provided.add_region(region, entry),
+            Err(error) => {
+                provided.return_entry(entry);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks a [provider](Provider) for up to `len` bytes at `offset`. The lease can be used at once;
+    /// `None`: the provider has nothing there. `nowait`: it must not wait.
+    ///
+    /// `register` is called for memory that is in no region: it registers that (base and length in
+    /// bytes) under this index of the ring's table. The entry is emptied later, see
+    /// [`Outgoing::Clear`].
+    ///
+    /// # Errors
+    ///
+    /// [`NoSlot`](ErrorKind::NoSlot), [`NoRegion`](ErrorKind::NoRegion),
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if `len` is 0, [`Source`](ErrorKind::Source) with
+    /// the provider's own error, [`Provider`](ErrorKind::Provider) if its answer contradicts
+    /// itself, and those of `register`.
+    pub fn fetch_provided(
+        &self,
+        provider: &Rc<dyn Provider>,
+        offset: u64,
+        len: u32,
+        nowait: bool,
+        register: impl FnMut(u16, *mut u8, usize) -> Result<()>,
+    ) -> Result<Option<Lease<Installed>>> {
+        let provided = self.core.provided()?;
+        if len == 0 || offset > i64::MAX as u64 {
+            let what = format!("a fetch of {len} bytes at {offset} of a provider");
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        if self.core.free() == 0 {
+            return Err(self.core.refusal(1));
+        }
+        let Some(answer) = Answer::of(&**provider, offset, len, nowait)? else { return Ok(None) };
+        let id = self.core.fill_provided(provided.resolve(provider, answer, register)?)?;
+        Ok(Some(Lease::provided(Rc::clone(&self.core), id)))
     }
 
     /// How many slots there are.

@@ -174,12 +174,17 @@ impl fmt::Debug for PreparedChain<'_> {
 pub struct Clear<'a> {
     core: &'a Core,
     index: u16,
-    user_data: u64,
+    /// `None`: it held a provider's memory, and is no slot.
+    user_data: Option<u64>,
 }
 
 impl<'a> Clear<'a> {
     pub(super) fn new(core: &'a Core, index: u16, user_data: u64) -> Self {
-        Self { core, index, user_data }
+        Self { core, index, user_data: Some(user_data) }
+    }
+
+    pub(super) fn entry(core: &'a Core, index: u16) -> Self {
+        Self { core, index, user_data: None }
     }
 
     /// The index in the ring's table that has to be updated with a null vector.
@@ -190,7 +195,13 @@ impl<'a> Clear<'a> {
 
     /// Says that the update was made.
     pub fn done(self) -> Event {
-        let event = self.core.complete(self.user_data, 0, 0, &());
+        let event = match self.user_data {
+            Some(user_data) => self.core.complete(user_data, 0, 0, &()),
+            None => {
+                self.core.entry_cleared(self.index);
+                Event::Pending
+            }
+        };
         mem::forget(self);
         event
     }
@@ -198,7 +209,10 @@ impl<'a> Clear<'a> {
 
 impl Drop for Clear<'_> {
     fn drop(&mut self) {
-        self.core.retract(self.user_data, true);
+        match self.user_data {
+            Some(user_data) => self.core.retract(user_data, true),
+            None => self.core.entry_not_cleared(self.index),
+        }
     }
 }
 

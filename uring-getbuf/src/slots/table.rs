@@ -10,6 +10,7 @@ use io_uring::squeue::{Entry, Flags};
 use super::event::{Event, Stats};
 use super::ident::{DRIVER_KINDS, Kind, LeaseId, UseId, user_data};
 use super::prepared::{Clear, Outgoing, Prepared, PreparedChain};
+use super::provided::{Provided, Resolved};
 use crate::chain::{Chain, ChainOutcome, Progress};
 use crate::consume::{self, Consumer, MAX_RANGES, Piece, SendFlags, on};
 use crate::engine::{Engine, Lender, Source};
@@ -115,7 +116,7 @@ impl Slot {
 
     #[inline]
     fn is_lent(&self) -> bool {
-        self.engine.get() != Engine::Copy
+        self.engine.get().lends()
     }
 
     /// The word and the bit of a use's sequence number.
@@ -212,6 +213,7 @@ pub(crate) struct Core {
     ranges: Box<[Cell<[libc::iovec; MAX_RANGES]>]>,
     lending: Option<Lending>,
     pool: Option<(Pool, u16)>,
+    provided: Option<Provided>,
     features: Features,
     /// Who serves a fetch at first.
     engine: Engine,
@@ -257,6 +259,7 @@ impl Core {
         count: u16,
         lending: Option<Lending>,
         pool: Option<(Pool, u16)>,
+        regions: Option<(u16, u16)>,
         features: Features,
         tag: u8,
     ) -> Self {
@@ -270,6 +273,7 @@ impl Core {
             max_fetch: pool.as_ref().map_or(i32::MAX as u32, |(pool, _)| pool.block_size()),
             lending,
             pool,
+            provided: regions.map(|(first, regions)| Provided::new(count, first, regions)),
             features,
             tag: u64::from(tag) << user_data::TAG_SHIFT,
             free: Cell::new(0),
@@ -407,7 +411,7 @@ impl Core {
     }
 
     #[cold]
-    fn refusal(&self, len: u32) -> Error {
+    pub(super) fn refusal(&self, len: u32) -> Error {
         let most = self.max_fetch;
         if len == 0 || len > most {
             let what = format!("a fetch of {len} bytes: it can ask for 1 to {most} bytes");
@@ -440,6 +444,19 @@ impl Core {
             slot.generation.set((slot.generation.get() + 1) & user_data::GENERATION as u16);
             slot.next.set(self.free.replace(index));
             self.free_count.set(self.free_count.get() + 1);
+            if slot.engine.get() == Engine::Provider {
+                self.give_back(index, slot);
+            }
+        }
+    }
+
+    /// The slot is free, and nobody uses its provider's memory any more. The provider is told last:
+    /// it may let other leases go.
+    #[cold]
+    fn give_back(&self, index: u16, slot: &Slot) {
+        slot.engine.set(Engine::Copy);
+        if let Some(provided) = &self.provided {
+            provided.release(index);
         }
     }
 
@@ -457,13 +474,14 @@ impl Core {
 
     #[inline]
     pub(super) fn has_requests(&self) -> bool {
-        self.outbox.get().0 != NIL
+        self.outbox.get().0 != NIL || self.provided.as_ref().is_some_and(Provided::has_vacated)
     }
 
     pub(super) fn next_request(&self) -> Option<Outgoing<'_>> {
         let (index, last) = self.outbox.get();
         if index == NIL {
-            return None;
+            let entry = self.provided.as_ref()?.next_vacated()?;
+            return Some(Outgoing::Clear(Clear::entry(self, entry)));
         }
         let slot = self.slot(index);
         self.outbox.set(if index == last { (NIL, NIL) } else { (slot.next.get(), last) });
@@ -532,6 +550,9 @@ impl Core {
     /// Bytes `start..start + len` of a slot, as the engine that serves it names them.
     #[inline(always)]
     fn piece(&self, index: u16, slot: &Slot, start: u32, len: u32) -> Piece {
+        if slot.engine.get() == Engine::Provider {
+            return self.provided_piece(index, start, len);
+        }
         match (&self.pool, self.lending) {
             (Some((pool, table)), _) if !slot.is_lent() => {
                 Piece { addr: pool.block(index) as u64 + u64::from(start), len, index: *table }
@@ -541,6 +562,12 @@ impl Core {
             }
             _ => unreachable!("slots have a pool or a lender"),
         }
+    }
+
+    #[cold]
+    fn provided_piece(&self, index: u16, start: u32, len: u32) -> Piece {
+        let provided = self.provided.as_ref().expect("it was filled by a provider");
+        provided.piece(index, start, len)
     }
 
     #[inline(always)]
@@ -918,6 +945,48 @@ impl Core {
     }
 }
 
+/// Memory of providers.
+impl Core {
+    pub(super) fn provided(&self) -> Result<&Provided> {
+        self.provided.as_ref().ok_or_else(|| {
+            let what = "the ring was built without room for a provider's memory";
+            Error::new(ErrorKind::NoRegion, what)
+        })
+    }
+
+    /// Gives a buffer that is ready to a slot, which is so at once.
+    pub(super) fn fill_provided(&self, resolved: Resolved) -> Result<LeaseId> {
+        let provided = self.provided()?;
+        let index = self.free.get();
+        if index == NIL {
+            provided.refuse(resolved);
+            return Err(self.refusal(1));
+        }
+        let slot = self.slot(index);
+        self.free.set(slot.next.get());
+        self.free_count.set(self.free_count.get() - 1);
+        self.fetches.set(self.fetches.get() + 1);
+        slot.engine.set(Engine::Provider);
+        slot.len.set(resolved.len());
+        slot.phase.set(Phase::Ready);
+        slot.mark(is::HELD);
+        provided.put(index, resolved);
+        Ok(slot.id(index))
+    }
+
+    pub(super) fn entry_cleared(&self, entry: u16) {
+        if let Some(provided) = &self.provided {
+            provided.return_entry(entry);
+        }
+    }
+
+    pub(super) fn entry_not_cleared(&self, entry: u16) {
+        if let Some(provided) = &self.provided {
+            provided.vacate(entry);
+        }
+    }
+}
+
 /// What a lease does to its slot.
 impl Core {
     /// The `Lease` is gone, however it went.
@@ -1022,6 +1091,11 @@ impl Core {
         let mut table = 0;
         for (place, (start, len)) in vector.iter_mut().zip(ranges) {
             let piece = self.piece(index, slot, start, len);
+            if piece.len != len || (table != 0 && piece.index != table) {
+                let what = "a vectored write of a provider's memory: each range must lie in one \
+                            piece, and all of them in one region";
+                return Err(Error::new(ErrorKind::InvalidInput, what));
+            }
             table = piece.index;
             *place =
                 libc::iovec { iov_base: piece.addr as *mut libc::c_void, iov_len: len as usize };

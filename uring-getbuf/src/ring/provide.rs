@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Leases of a provider's memory.
+
+use std::rc::Rc;
+
+use io_uring::Submitter;
+
+use super::Ring;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lease::{Installed, Lease};
+use crate::provider::{Provider, Region};
+
+impl Ring {
+    /// Registers a region: leases of its memory cost no system call from now on. It stays
+    /// registered as long as the ring lives, and pinned (`RLIMIT_MEMLOCK`).
+    ///
+    /// # Errors
+    ///
+    /// [`NoRegion`](ErrorKind::NoRegion) if there is no place left, see
+    /// [`Builder::regions`](super::Builder::regions); [`MemoryLimit`](ErrorKind::MemoryLimit) if so
+    /// much cannot be pinned.
+    pub fn register_region(&mut self, region: &Region) -> Result<()> {
+        self.clear_vacated()?;
+        let submitter = self.uring.submitter();
+        self.slots.add_region(region, |entry, base, len| register(&submitter, entry, base, len))
+    }
+
+    /// Asks a provider for up to `len` bytes at `offset` of it. The lease can be used at once.
+    /// `None`: there is nothing.
+    ///
+    /// The provider [must not wait](crate::provider::Wanted::nowait): one that would have to
+    /// answers `EAGAIN`, and is asked again when the program sees fit.
+    ///
+    /// # Errors
+    ///
+    /// [`Source`](ErrorKind::Source) with the provider's own error;
+    /// [`Provider`](ErrorKind::Provider) if its answer contradicts itself;
+    /// [`NoSlot`](ErrorKind::NoSlot), [`NoRegion`](ErrorKind::NoRegion);
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if `len` is 0;
+    /// [`MemoryLimit`](ErrorKind::MemoryLimit) if memory that is in no region cannot be pinned.
+    pub fn fetch_provided(
+        &mut self,
+        provider: &Rc<dyn Provider>,
+        offset: u64,
+        len: u32,
+    ) -> Result<Option<Lease<Installed>>> {
+        self.ask_provider(provider, offset, len, true)
+    }
+
+    /// The same of a provider that may wait, and with it the whole thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`fetch_provided`](Self::fetch_provided).
+    pub fn fetch_provided_waiting(
+        &mut self,
+        provider: &Rc<dyn Provider>,
+        offset: u64,
+        len: u32,
+    ) -> Result<Option<Lease<Installed>>> {
+        self.ask_provider(provider, offset, len, false)
+    }
+
+    fn ask_provider(
+        &mut self,
+        provider: &Rc<dyn Provider>,
+        offset: u64,
+        len: u32,
+        nowait: bool,
+    ) -> Result<Option<Lease<Installed>>> {
+        self.clear_vacated()?;
+        let submitter = self.uring.submitter();
+        self.slots.fetch_provided(provider, offset, len, nowait, |entry, base, len| {
+            register(&submitter, entry, base, len)
+        })
+    }
+
+    /// What was registered for one lease only is unregistered before the next one needs the place.
+    fn clear_vacated(&mut self) -> Result<()> {
+        if self.slots.has_requests() { self.flush() } else { Ok(()) }
+    }
+}
+
+/// The memory stays allocated as long as a lease of it is used; the kernel pins its pages anyway.
+fn register(submitter: &Submitter<'_>, entry: u16, base: *mut u8, len: usize) -> Result<()> {
+    let vector = libc::iovec { iov_base: base.cast(), iov_len: len };
+    // SAFETY: the provider or the region has promised that this memory is allocated.
+    let done = unsafe { submitter.register_buffers_update(u32::from(entry), &[vector], None) };
+    match done {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let what = format!(
+                "pinning {len} bytes of a provider's memory (RLIMIT_MEMLOCK may bound how much can be)"
+            );
+            Err(Error::io(ErrorKind::MemoryLimit, &error, what))
+        }
+    }
+}
