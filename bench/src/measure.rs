@@ -24,6 +24,8 @@ use crate::ways::Kind;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Longer ones say no more than several do.
 const LONGEST: Duration = Duration::from_millis(250);
+/// Files that the largest point needs, twice.
+const FILES: u64 = 16384;
 /// Bytes of a sample whose requests are counted.
 const MOST: u64 = 64 << 20;
 /// Shorter samples say nothing.
@@ -122,7 +124,12 @@ pub fn run(
 /// Every flow needs files.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    let most = limit.maximum.map(|most| most.max(FILES));
+    // Above the maximum with privileges only.
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
+    if raised.is_err() {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    }
 }
 
 struct Bench<'a> {
@@ -149,11 +156,7 @@ impl Bench<'_> {
         let mut ground = None;
         let mut ways = Vec::new();
         for kind in kinds {
-            let way = self.prepare(kind, case, point, &mut ground);
-            if way.is_err() {
-                ground = None;
-            }
-            ways.push((kind, way));
+            ways.push((kind, self.prepare(kind, case, point, &mut ground)));
         }
         let left = time.saturating_sub(begin.elapsed());
         let running = ways.iter().filter(|(_, way)| way.is_ok()).count().max(1);
@@ -183,7 +186,10 @@ impl Bench<'_> {
             *ground = Some(self.ground(case, point)?);
         }
         let Some(there) = ground else { unreachable!("it was made") };
-        let blocks = (SIZE / (u64::from(point.lanes()) * u64::from(point.block))).clamp(1, 3);
+        // Of many lanes, one block each is enough to look at.
+        let most = if point.lanes() < 64 { 3 } else { 1 };
+        let round = u64::from(point.lanes()) * u64::from(point.block);
+        let blocks = (SIZE / round).clamp(1, most);
         if case.sink == Sink::Null {
             // What goes to /dev/null cannot be looked at: the same into a file can.
             let kept = Case { sink: Sink::File, ..*case };
@@ -192,10 +198,14 @@ impl Bench<'_> {
         }
         let before = Memory::now();
         let mut running = Running::start(kind, there, self.support)?;
-        if case.sink == Sink::Null {
-            running.sample(blocks)?;
+        let tried = if case.sink == Sink::Null {
+            running.sample(blocks).map(|_| ())
         } else {
-            running.verify(blocks)?;
+            running.verify(blocks)
+        };
+        if let Err(error) = tried {
+            *ground = None;
+            return Err(error.into());
         }
         running.measured.memory = Memory::now().since(before);
         Ok(running)

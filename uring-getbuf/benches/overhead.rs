@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the safe layer costs: user-space instructions and allocations for each lease (a fetch, one
-//! use, its release), beside the same requests written by hand.
+//! use, its release), beside the same requests written by hand; and the size of its code.
 //!
 //! ```text
 //! cargo bench -p uring-getbuf --bench overhead [-- NAME...]
@@ -129,6 +129,34 @@ fn main() -> Outcome {
     }
 }
 
+/// Says how much code of the library's there is in this program, as far as it is not inlined into
+/// the program's own.
+fn code_size() -> Outcome {
+    let executable = std::env::current_exe()?;
+    let symbols = Command::new("nm").args(["--print-size", "--demangle"]).arg(executable).output();
+    let symbols = symbols.map_err(|error| format!("nm (is it installed?): {error}"))?;
+    let mut sizes = [("uring_getbuf", 0), ("io_uring", 0)];
+    for line in String::from_utf8_lossy(&symbols.stdout).lines() {
+        let mut fields = line.splitn(4, ' ');
+        let (Some(_), Some(size), Some("t" | "T"), Some(name)) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let bytes = u64::from_str_radix(size, 16)?;
+        for (krate, sum) in &mut sizes {
+            let name = name.trim_start_matches('<');
+            if name.strip_prefix(*krate).is_some_and(|rest| rest.starts_with("::")) {
+                *sum += bytes;
+            }
+        }
+    }
+    for (krate, bytes) in sizes {
+        println!("{bytes:6} bytes of code of {krate} in this program, besides what is inlined");
+    }
+    Ok(())
+}
+
 fn find(name: &str) -> Result<&'static Way, String> {
     WAYS.iter().find(|way| way.name == name).ok_or_else(|| {
         let names: Vec<_> = WAYS.iter().map(|way| way.name).collect();
@@ -138,7 +166,8 @@ fn find(name: &str) -> Result<&'static Way, String> {
 
 fn compare(names: &[&str]) -> Outcome {
     let mut wanted = names.iter().map(|name| find(name)).collect::<Result<Vec<_>, _>>()?;
-    if wanted.is_empty() {
+    let all = wanted.is_empty();
+    if all {
         wanted.extend(&WAYS);
     }
     let folder = tempfile::tempdir()?;
@@ -168,7 +197,7 @@ fn compare(names: &[&str]) -> Outcome {
             );
         }
     }
-    Ok(())
+    if all { code_size() } else { Ok(()) }
 }
 
 /// Runs this program below callgrind: instructions, and allocations.

@@ -108,6 +108,17 @@ impl Figures {
         self.all.iter().find(|figure| figure.is_same(like))
     }
 
+    /// The same, with newer figures of some of the cases.
+    pub(super) fn with(mut self, newer: Self) -> Self {
+        let case = |figure: &Figure| figure.case.clone();
+        let place = self.all.iter().position(|figure| newer.all[0].case == figure.case);
+        let cases: Vec<_> = newer.all.iter().map(case).collect();
+        self.all.retain(|figure| !cases.contains(&figure.case));
+        let place = place.unwrap_or(usize::MAX).min(self.all.len());
+        self.all.splice(place..place, newer.all);
+        Self { linux: newer.linux, qemu: newer.qemu, all: self.all }
+    }
+
     /// Notes how far another run is from this one.
     pub(super) fn compare_runs(&mut self, other: &Self) {
         for figure in &mut self.all {
@@ -271,6 +282,14 @@ mod tests {
         let all = figures(&[figure("chain, opcode", 1000.5), figure("splice(2)", 7.0)]);
         assert_eq!(Figures::parse(&all.json()).unwrap(), all);
         assert!(all.markdown().contains("| chain, opcode | 1100 (100) |"));
+    }
+
+    #[test]
+    fn some_cases_are_renewed_where_they_were() {
+        let of = |case: &str, kernel| Figure { case: case.into(), ..figure("w", kernel) };
+        let before = figures(&[of("a", 1.0), of("b", 1.0), of("b", 2.0), of("c", 1.0)]);
+        let after = before.with(figures(&[of("b", 3.0)]));
+        assert_eq!(after, figures(&[of("a", 1.0), of("b", 3.0), of("c", 1.0)]));
     }
 
     #[test]

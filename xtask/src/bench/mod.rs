@@ -42,16 +42,20 @@ const LIMIT: Duration = Duration::from_secs(1800);
 /// The versions of QEMU whose plugins are as ours.
 const QEMU: [&str; 2] = ["7", "8"];
 
-/// Measures everything, and writes it down.
-pub(crate) fn write() -> Result<()> {
+/// Measures these cases, or all there are, and writes them down.
+pub(crate) fn write(cases: &[&str]) -> Result<()> {
     let guest = Guest::new()?;
-    let mut figures = guest.measure(&[])?;
-    figures.compare_runs(&guest.measure(&[])?);
+    let mut figures = guest.measure(cases)?;
+    figures.compare_runs(&guest.measure(cases)?);
     let folder = root().join("docs/bench");
     fs::create_dir_all(&folder)?;
     if let Ok(text) = fs::read_to_string(folder.join("exact.json")) {
-        for line in Figures::parse(&text)?.changes(&figures, WORSE) {
+        let before = Figures::parse(&text)?;
+        for line in before.changes(&figures, WORSE) {
             println!("{line}");
+        }
+        if !cases.is_empty() {
+            figures = before.with(figures);
         }
     }
     fs::write(folder.join("exact.json"), figures.json())?;
