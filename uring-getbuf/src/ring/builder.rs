@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Making a ring: its io_uring, its table of registered buffers, its pool.
 
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -194,12 +195,11 @@ impl Builder {
         Ok(Ring {
             slots: slots.pool(pool, pool_index).build()?,
             files,
-            named: vec![(0, 0); usize::from(self.slots)].into(),
             events: VecDeque::with_capacity(usize::from(self.slots)),
             early: VecDeque::new(),
-            muted: Vec::new(),
+            muted: RefCell::default(),
             asked: 0,
-            answered: None,
+            answered: Cell::new(None),
             looker: None,
             uring,
             support,

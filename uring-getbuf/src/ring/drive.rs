@@ -3,13 +3,14 @@
 
 use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::slice;
 use std::time::{Duration, Instant};
 
 use io_uring::squeue::{Entry, Flags, SubmissionQueue};
 use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode as ops};
+use io_uring::{IoUring, opcode as ops};
 
-use super::files::Files;
+use super::files::Names;
 use super::{Attached, Ring};
 use crate::chain::Chain;
 use crate::consume::{Consumer, SendFlags};
@@ -17,7 +18,7 @@ use crate::engine::Source;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::lease::{Fetched, Installed, Lease, State};
 use crate::opcode::{Target, module_bind};
-use crate::slots::{Ends, Event, LeaseId, Outgoing, UseId, driver_request, driver_user_data};
+use crate::slots::{Driver, Event, LeaseId, Outgoing, UseId, driver_request, driver_user_data};
 
 /// Requests of the driver itself.
 const POLL: u8 = 0;
@@ -95,7 +96,7 @@ impl Ring {
             queue = self.uring.submission();
         }
         let entry = lease.consume_entry(range, consumer, place)?;
-        push(&mut queue, &entry);
+        push(&mut queue, slice::from_ref(&entry));
         self.files.begin(place);
         Ok(UseId::of(entry.get_user_data()))
     }
@@ -128,11 +129,8 @@ impl Ring {
             self.drain_queue(3)?;
             queue = self.uring.submission();
         }
-        let id = self.slots.start_chain(chain, |entry| push(&mut queue, &entry))?;
-        self.files.begin(from);
-        self.files.begin(to);
-        self.named[usize::from(id.slot())] = (from, to);
-        Ok(id)
+        let note = Names::chain(from, to).note();
+        self.slots.start_chain(chain, note, |entries| push(&mut queue, entries))
     }
 
     /// Queues the fetch of a file that is attached, in one of the ways that a source can be named.
@@ -151,10 +149,9 @@ impl Ring {
             self.drain_queue(1)?;
             queue = self.uring.submission();
         }
-        let (lease, entry) = self.slots.fetch_entry(source, offset, len)?;
-        push(&mut queue, &entry);
-        self.files.begin(place);
-        self.named[usize::from(lease.id().slot())].0 = place;
+        let note = Names::fetch(place).note();
+        let (lease, entry) = self.slots.fetch_entry(source, offset, len, note)?;
+        push(&mut queue, slice::from_ref(&entry));
         Ok(lease)
     }
 
@@ -185,7 +182,7 @@ impl Ring {
             let linked = if index + 1 < count { Flags::IO_LINK } else { Flags::empty() };
             let entry = lease.consume_entry(lease.range(range)?, consumer, place)?.flags(linked);
             let id = UseId::of(entry.get_user_data());
-            push(&mut queue, &entry);
+            push(&mut queue, slice::from_ref(&entry));
             self.files.begin(place);
             queued(id);
         }
@@ -202,20 +199,18 @@ impl Ring {
     /// Has nothing more told of a lease that is over but for what the network still holds of it.
     pub(crate) fn mute(&mut self, lease: LeaseId) {
         if self.slots.uses(lease) > 0 {
-            self.muted.push(lease);
+            self.muted.get_mut().push(lease);
         }
     }
 
-    #[cold]
-    fn translate_unless_muted(&mut self, user_data: u64, result: i32, flags: u32) -> Event {
-        let event = self.translate_ours(user_data, result, flags);
-        let Event::Returned { id } = event else { return event };
-        let lease = id.lease();
-        let Some(place) = self.muted.iter().position(|muted| *muted == lease) else { return event };
+    /// Whether nobody is to be told what becomes of a use of this lease.
+    fn is_muted(&self, lease: LeaseId) -> bool {
+        let mut muted = self.muted.borrow_mut();
+        let Some(place) = muted.iter().position(|other| *other == lease) else { return false };
         if self.slots.uses(lease) == 0 {
-            self.muted.swap_remove(place);
+            muted.swap_remove(place);
         }
-        Event::Pending
+        true
     }
 
     pub(super) fn use_all(
@@ -366,7 +361,8 @@ impl Ring {
 
     #[cold]
     fn unregister_vacant(&mut self) {
-        while let Some(index) = self.files.next_vacant() {
+        let names = |place| self.slots.notes().map(|note| Names::of(note).count(place)).sum();
+        while let Some(index) = self.files.next_vacant(names) {
             // It fails where somebody has unregistered the whole table: then it is empty already.
             let _ = self.register(u32::from(index), -1);
         }
@@ -388,7 +384,7 @@ impl Ring {
     /// there.
     pub(super) fn ask(&mut self, entry: &Entry, kind: u8) -> Result<i32> {
         self.asked = self.asked.wrapping_add(1);
-        self.answered = None;
+        self.answered.set(None);
         self.push_own(entry, kind, u64::from(self.asked))?;
         loop {
             while let Some(event) = self.next_completion() {
@@ -444,9 +440,7 @@ impl Ring {
     /// many there were.
     fn take_completions(&mut self) -> usize {
         let before = self.early.len();
-        loop {
-            let Some(completion) = self.uring.completion().next() else { break };
-            let event = self.translate(&completion);
+        while let Some(event) = self.take_completion() {
             self.early.push_back(event);
         }
         self.early.len() - before
@@ -484,59 +478,23 @@ impl Ring {
         if !self.early.is_empty() {
             return self.early.pop_front();
         }
+        self.take_completion()
+    }
+
+    /// The next completion that the kernel has left, and what it meant.
+    #[inline(always)]
+    fn take_completion(&mut self) -> Option<Event> {
         let completion = self.uring.completion().next()?;
-        Some(self.translate(&completion))
-    }
-
-    /// What a completion meant, and which files it does not name any more.
-    #[inline(always)]
-    fn translate(&mut self, completion: &cqueue::Entry) -> Event {
-        let (user_data, result, flags) =
-            (completion.user_data(), completion.result(), completion.flags());
-        if !self.slots.claims(user_data) {
-            return self.translate_other(user_data, result, flags);
-        }
-        if !self.muted.is_empty() {
-            return self.translate_unless_muted(user_data, result, flags);
-        }
-        self.translate_ours(user_data, result, flags)
-    }
-
-    #[inline(always)]
-    fn translate_ours(&self, user_data: u64, result: i32, flags: u32) -> Event {
-        let ends = Named { files: &self.files, named: &self.named };
-        self.slots.complete_and(user_data, result, flags, &ends)
-    }
-
-    #[cold]
-    fn translate_other(&mut self, user_data: u64, result: i32, flags: u32) -> Event {
-        match driver_request(self.slots.tag(), user_data) {
-            Some((POLL, value)) => {
-                self.files.done((value >> 32) as u16);
-                Event::Ready { token: value as u32, result: Errno::check(result) }
-            }
-            Some((BIND | LOOK, value)) => {
-                if value == u64::from(self.asked) {
-                    self.answered = Some(result);
-                }
-                Event::Pending
-            }
-            Some(_) => Event::Pending,
-            None => Event::Foreign { user_data, result, flags },
-        }
+        let (user_data, result) = (completion.user_data(), completion.result());
+        self.slots.complete_for(user_data, result, completion.flags(), &*self)
     }
 }
 
-/// The files that requests name.
-struct Named<'a> {
-    files: &'a Files,
-    named: &'a [(u16, u16)],
-}
-
-impl Ends for Named<'_> {
+/// What the slots cannot know of a completion.
+impl Driver for Ring {
     #[inline(always)]
-    fn fetch(&self, slot: u16) {
-        self.files.done(self.named[usize::from(slot)].0);
+    fn noted(&self, note: u32) {
+        self.files.ended(note);
     }
 
     #[inline(always)]
@@ -544,11 +502,27 @@ impl Ends for Named<'_> {
         self.files.done(token);
     }
 
-    #[inline(always)]
-    fn chain(&self, slot: u16) {
-        let (source, sink) = self.named[usize::from(slot)];
-        self.files.done(source);
-        self.files.done(sink);
+    #[inline]
+    fn returned(&self, id: UseId) -> Event {
+        if self.is_muted(id.lease()) { Event::Pending } else { Event::Returned { id } }
+    }
+
+    #[cold]
+    fn other(&self, user_data: u64, result: i32, flags: u32) -> Option<Event> {
+        Some(match driver_request(self.slots.tag(), user_data) {
+            Some((POLL, value)) => {
+                self.files.done((value >> 32) as u16);
+                Event::Ready { token: value as u32, result: Errno::check(result) }
+            }
+            Some((BIND | LOOK, value)) => {
+                if value == u64::from(self.asked) {
+                    self.answered.set(Some(result));
+                }
+                Event::Pending
+            }
+            Some(_) => Event::Pending,
+            None => Event::Foreign { user_data, result, flags },
+        })
     }
 }
 
@@ -558,14 +532,14 @@ fn has_room(uring: &mut IoUring, count: usize) -> bool {
     queue.capacity() - queue.len() >= count
 }
 
-/// Queues a request of the ring's own slots, for which there is room.
+/// Queues requests of the ring's own slots, for which there is room.
 #[inline]
-pub(super) fn push(queue: &mut SubmissionQueue<'_>, entry: &Entry) {
-    // SAFETY: the request is of the slots of the ring that the queue belongs to (`Ring` has no
-    // other way here), whose pool is registered with it; its file is attached and stays so until
-    // it has completed; `next_event` gives every completion to the slots, and `Drop` keeps them as
+pub(super) fn push(queue: &mut SubmissionQueue<'_>, entries: &[Entry]) {
+    // SAFETY: the requests are of the slots of the ring that the queue belongs to (`Ring` has no
+    // other way here), whose pool is registered with it; their files are attached and stay so until
+    // they have completed; `next_event` gives every completion to the slots, and `Drop` keeps them as
     // long as requests need them.
-    let pushed = unsafe { queue.push(entry) };
+    let pushed = unsafe { queue.push_multiple(entries) };
     debug_assert!(pushed.is_ok(), "there is room");
 }
 

@@ -3,6 +3,10 @@
 //!
 //! A place is given to another file only when no request that names it is left, because a linked
 //! request looks its file up when it runs, long after it was submitted.
+//!
+//! Uses and waits are counted while they run. Fetches and chains are not, which would cost every
+//! one of them something: the slots have it [noted](Names) which files they name, and are
+//! asked when a file is detached. Only those that still name it then are counted.
 
 use std::cell::Cell;
 use std::fmt;
@@ -20,10 +24,46 @@ const NIL: u16 = u16::MAX;
 struct Place {
     /// Next in the list of free places, or of those to be emptied.
     next: Cell<u16>,
-    /// Who names it: the [`Attached`], and each request in flight.
+    /// Who names it: the [`Attached`], each use and wait in flight, and, once these are gone, each
+    /// fetch and chain that is [left](Self::left).
     names: Cell<u32>,
-    /// The place of the device's descriptor that is bound to this file, if there is one.
+    /// Detached, and named by fetches or chains that have not ended.
+    left: Cell<bool>,
+    /// As in [`Attached`].
     bound: Cell<u16>,
+}
+
+/// The places that a fetch or a chain names, as the note in its slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Names {
+    source: u16,
+    sink: u16,
+}
+
+impl Names {
+    #[inline]
+    pub(super) const fn fetch(source: u16) -> Self {
+        Self { source, sink: NIL }
+    }
+
+    #[inline]
+    pub(super) const fn chain(source: u16, sink: u16) -> Self {
+        Self { source, sink }
+    }
+
+    #[inline]
+    pub(super) const fn note(self) -> u32 {
+        (self.sink as u32) << 16 | self.source as u32
+    }
+
+    pub(super) const fn of(note: u32) -> Self {
+        Self { source: note as u16, sink: (note >> 16) as u16 }
+    }
+
+    /// How often it names a place.
+    pub(super) const fn count(self, place: u16) -> u32 {
+        (self.source == place) as u32 + (self.sink == place) as u32
+    }
 }
 
 /// The table.
@@ -31,8 +71,10 @@ struct Place {
 pub(super) struct Files {
     places: Box<[Place]>,
     free: Cell<u16>,
-    /// Detached and unused, but still registered.
+    /// Detached and unused, but still registered; fetches and chains may name them.
     vacant: Cell<u16>,
+    /// How many places are [left](Place::left).
+    left: Cell<u16>,
 }
 
 impl Files {
@@ -40,12 +82,14 @@ impl Files {
         let place = |next| Place {
             next: Cell::new(if next < count { next } else { NIL }),
             names: Cell::new(0),
+            left: Cell::new(false),
             bound: Cell::new(NIL),
         };
         Rc::new(Self {
             places: (1..=count).map(place).collect(),
             free: Cell::new(if count == 0 { NIL } else { 0 }),
             vacant: Cell::new(NIL),
+            left: Cell::new(0),
         })
     }
 
@@ -77,14 +121,44 @@ impl Files {
             Error::new(ErrorKind::NoFile, what)
         })?;
         self.begin(index);
-        Ok(Attached { files: Rc::clone(self), index })
+        Ok(Attached { files: Rc::clone(self), index, bound: NIL })
     }
 
-    /// A place whose file is to be unregistered now. It counts as free from here on.
-    pub(super) fn next_vacant(&self) -> Option<u16> {
-        let index = self.pop(&self.vacant)?;
-        self.push(&self.free, index);
-        Some(index)
+    /// A place whose file is to be unregistered now. It counts as free from here on. `names` says
+    /// how often fetches and chains that have not ended name a place.
+    pub(super) fn next_vacant(&self, names: impl Fn(u16) -> u32) -> Option<u16> {
+        loop {
+            let index = self.pop(&self.vacant)?;
+            let place = self.place(index);
+            place.names.set(names(index));
+            if place.names.get() == 0 {
+                self.push(&self.free, index);
+                match place.bound.replace(NIL) {
+                    NIL => {}
+                    bound => self.done(bound),
+                }
+                return Some(index);
+            }
+            place.left.set(true);
+            self.left.set(self.left.get() + 1);
+        }
+    }
+
+    /// A fetch or a chain with this note has ended.
+    #[inline(always)]
+    pub(super) fn ended(&self, note: u32) {
+        if self.left.get() != 0 {
+            self.leave(Names::of(note));
+        }
+    }
+
+    #[cold]
+    fn leave(&self, names: Names) {
+        for index in [names.source, names.sink] {
+            if index != NIL && self.place(index).left.get() {
+                self.done(index);
+            }
+        }
     }
 
     #[inline]
@@ -113,11 +187,10 @@ impl Files {
 impl Files {
     #[cold]
     fn vacate(&self, index: u16) {
-        self.push(&self.vacant, index);
-        match self.place(index).bound.replace(NIL) {
-            NIL => {}
-            bound => self.done(bound),
+        if self.place(index).left.replace(false) {
+            self.left.set(self.left.get() - 1);
         }
+        self.push(&self.vacant, index);
     }
 }
 
@@ -128,6 +201,8 @@ impl Files {
 pub struct Attached {
     files: Rc<Files>,
     index: u16,
+    /// The place of the device's descriptor that is bound to this file, if there is one.
+    bound: u16,
 }
 
 impl Attached {
@@ -157,7 +232,7 @@ impl Attached {
     /// The file as a source: under the name that the module knows, if it was bound.
     #[inline]
     pub(crate) fn source(&self) -> Source {
-        match self.files.place(self.index).bound.get() {
+        match self.bound {
             NIL => self.target().into(),
             bound => Source::bound(self.target(), Fixed(u32::from(bound))),
         }
@@ -169,10 +244,11 @@ impl Attached {
     }
 
     /// Says that the device's descriptor in another place is bound to this file. It goes with it.
-    pub(super) fn set_bound(&self, bound: Attached) {
+    pub(super) fn set_bound(&mut self, bound: Attached) {
         // Named by this place from now on, instead of by `bound`.
         self.files.begin(bound.index);
         self.files.place(self.index).bound.set(bound.index);
+        self.bound = bound.index;
     }
 }
 
@@ -207,20 +283,38 @@ mod tests {
         assert!(!files.any_vacant());
         assert_eq!(files.take().unwrap_err().kind(), ErrorKind::NoFile);
         files.done(0);
-        assert_eq!(files.next_vacant(), Some(0));
-        assert_eq!(files.next_vacant(), None);
+        assert_eq!(files.next_vacant(|_| 0), Some(0));
+        assert_eq!(files.next_vacant(|_| 0), None);
         assert_eq!(files.take().unwrap().index(), 0);
+    }
+
+    #[test]
+    fn nor_while_a_fetch_or_a_chain_does() {
+        let files = Files::new(2);
+        let (source, sink) = (files.take().unwrap(), files.take().unwrap());
+        let running = [Names::chain(0, 1), Names::fetch(0), Names::chain(1, 1)];
+        let names = |place| running.iter().map(|names| names.count(place)).sum();
+        drop(source);
+        assert_eq!(files.next_vacant(names), None);
+        drop(sink);
+        assert_eq!(files.next_vacant(names), None);
+        files.ended(running[0].note());
+        files.ended(running[2].note());
+        assert_eq!(files.next_vacant(|place| running[1].count(place)), Some(1));
+        files.ended(running[1].note());
+        assert_eq!(files.next_vacant(|_| 0), Some(0));
+        assert_eq!((files.next_vacant(|_| 0), files.left.get()), (None, 0));
     }
 
     #[test]
     fn a_bound_place_goes_with_its_file() {
         let files = Files::new(2);
-        let file = files.take().unwrap();
+        let mut file = files.take().unwrap();
         file.set_bound(files.take().unwrap());
         assert!(!files.any_vacant());
         assert_eq!(file.source(), Source::bound(Fixed(0), Fixed(1)));
         drop(file);
-        let mut vacant = [files.next_vacant(), files.next_vacant()];
+        let mut vacant = [files.next_vacant(|_| 0), files.next_vacant(|_| 0)];
         vacant.sort();
         assert_eq!(vacant, [Some(0), Some(1)]);
         let file = files.take().unwrap();

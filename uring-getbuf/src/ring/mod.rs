@@ -34,6 +34,7 @@ mod drive;
 mod files;
 mod provide;
 
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::{Range, RangeBounds};
@@ -68,18 +69,16 @@ pub struct Ring {
     uring: IoUring,
     slots: Slots,
     files: Rc<Files>,
-    /// The source and the sink of what a slot is doing (the sink of chains only).
-    named: Box<[(u16, u16)]>,
     /// Events that came while something else was waited for.
     events: VecDeque<Event>,
     /// Events that had to be taken out of the kernel's queue before anybody asked for them.
     early: VecDeque<Event>,
     /// Leases of a relay that has failed, which `SEND_ZC` requests still use: nobody is there to
     /// be told that they do not any more.
-    muted: Vec<LeaseId>,
+    muted: RefCell<Vec<LeaseId>>,
     /// Counts the requests of the ring's own that it waits for; the result of the last one.
     asked: u32,
-    answered: Option<i32>,
+    answered: Cell<Option<i32>>,
     /// For looks at what the kernel has lent.
     looker: Option<copy_out::Looker>,
     support: Support,
@@ -174,7 +173,7 @@ impl Ring {
     pub fn attach(&mut self, file: &impl AsFd) -> Result<Attached> {
         self.sweep();
         let fd = file.as_fd().as_raw_fd();
-        let place = self.files.take()?;
+        let mut place = self.files.take()?;
         self.register(place.index(), fd)?;
         if let Some(device) = self.device.as_ref().map(Target::from)
             && let Some(bound) = self.bind(device, fd)?
@@ -249,7 +248,7 @@ impl Ring {
         self.make_room(1)?;
         let request = lease.writev(ranges, sink, offset)?.token(place);
         let id = request.id();
-        push(&mut self.uring.submission(), &request.into_entry());
+        push(&mut self.uring.submission(), &[request.into_entry()]);
         self.files.begin(place);
         Ok(id)
     }
@@ -309,7 +308,8 @@ impl Ring {
         sink: &Attached,
         sink_offset: u64,
     ) -> Result<LeaseId> {
-        self.chain_write_from((source, source.source()), offset, len, sink, sink_offset)
+        let consumer = Consumer::Write { sink: sink.into(), offset: sink_offset };
+        self.chain(source, sink, Chain::new(source.source(), offset, len, consumer))
     }
 
     /// Queues a [`Chain`] that ends in a send. It sends everything or fails.

@@ -8,7 +8,9 @@ pub(super) mod user_data {
     pub(in crate::slots) const GENERATION: u64 = (1 << 14) - 1;
     pub(in crate::slots) const SLOT_SHIFT: u32 = 14;
     /// Slot and generation.
-    pub(in crate::slots) const LEASE: u32 = (1 << TOKEN_SHIFT) - 1;
+    pub(in crate::slots) const LEASE: u64 = (1 << TOKEN_SHIFT) - 1;
+    /// What all requests of a lease have in common: tag, slot, generation, and kinds of ours.
+    pub(in crate::slots) const NAME: u64 = 0x1ff << (TAG_SHIFT - 1) | LEASE;
     pub(in crate::slots) const TOKEN_SHIFT: u32 = 28;
     pub(in crate::slots) const SEQUENCE_SHIFT: u32 = 44;
     pub(in crate::slots) const KIND_SHIFT: u32 = 52;
@@ -75,14 +77,10 @@ pub(crate) const fn fetch_user_data(tag: u8, lease: LeaseId) -> u64 {
 
 /// Names a lease without holding it: a slot, and which of its lives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct LeaseId(u32);
+// A word, so that a result with it travels in registers.
+pub struct LeaseId(u64);
 
 impl LeaseId {
-    #[inline]
-    pub(super) const fn new(slot: u16, generation: u16) -> Self {
-        Self((slot as u32) << user_data::SLOT_SHIFT | generation as u32)
-    }
-
     /// The slot, counted from 0. It is not the index in the ring's table of registered buffers.
     #[inline]
     #[must_use]
@@ -90,9 +88,8 @@ impl LeaseId {
         (self.0 >> user_data::SLOT_SHIFT) as u16
     }
 
-    #[inline]
     pub(super) const fn generation(self) -> u16 {
-        (self.0 as u64 & user_data::GENERATION) as u16
+        (self.0 & user_data::GENERATION) as u16
     }
 }
 
@@ -124,7 +121,7 @@ impl UseId {
     #[inline]
     #[must_use]
     pub const fn lease(self) -> LeaseId {
-        LeaseId(self.0 as u32 & user_data::LEASE)
+        LeaseId(self.0 & user_data::LEASE)
     }
 
     /// Which of the lease's uses.

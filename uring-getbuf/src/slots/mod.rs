@@ -53,7 +53,7 @@ pub use prepared::{Clear, Outgoing, Prepared, PreparedChain};
 
 pub(crate) use ident::{driver_request, driver_user_data, fetch_user_data};
 use table::Lending;
-pub(crate) use table::{Core, Ends};
+pub(crate) use table::{Core, Driver};
 
 /// Most slots that a table can have (`IORING_MAX_REG_BUFFERS`).
 pub const MAX_SLOTS: u16 = 1 << 14;
@@ -184,19 +184,21 @@ impl Slots {
         offset: u64,
         len: u32,
     ) -> Result<(Lease<Fetched>, Prepared<'_>)> {
-        let (id, entry) = self.core.fetch(source.into(), offset, len)?;
+        let (id, entry) = self.core.fetch(source.into(), offset, len, 0)?;
         Ok((Lease::new(Rc::clone(&self.core), id), self.core.prepare(entry)))
     }
 
-    /// As [`fetch`](Self::fetch), for a driver that has made sure that it can push the request.
+    /// As [`fetch`](Self::fetch), for a driver that has made sure that it can push the request. It
+    /// is given `note` back when the fetch has ended.
     #[inline(always)]
     pub(crate) fn fetch_entry(
         &self,
         source: Source,
         offset: u64,
         len: u32,
+        note: u32,
     ) -> Result<(Lease<Fetched>, Entry)> {
-        let (id, entry) = self.core.fetch(source, offset, len)?;
+        let (id, entry) = self.core.fetch(source, offset, len, note)?;
         Ok((Lease::new(Rc::clone(&self.core), id), entry))
     }
 
@@ -231,28 +233,36 @@ impl Slots {
     /// `result` and `flags` are `cqe->res` and `cqe->flags`.
     #[inline]
     pub fn complete(&self, user_data: u64, result: i32, flags: u32) -> Option<Event> {
-        if !self.claims(user_data) {
-            return None;
-        }
-        Some(self.complete_and(user_data, result, flags, &()))
+        self.complete_for(user_data, result, flags, &())
     }
 
-    /// The same for a completion that is ours; `ends` is told what it ends.
+    /// The same for a driver of its own.
     #[inline(always)]
-    pub(crate) fn complete_and(
+    pub(crate) fn complete_for(
         &self,
         user_data: u64,
         result: i32,
         flags: u32,
-        ends: &impl Ends,
-    ) -> Event {
-        self.core.complete(user_data, result, flags, ends)
+        driver: &impl Driver,
+    ) -> Option<Event> {
+        self.core.complete(user_data, result, flags, driver)
     }
 
     /// As [`chain`](Self::chain), for a driver that has made sure that it can push three requests.
+    /// It is given `note` back when the chain has ended.
     #[inline(always)]
-    pub(crate) fn start_chain(&self, chain: Chain, request: impl FnMut(Entry)) -> Result<LeaseId> {
-        self.core.start_chain(chain, request)
+    pub(crate) fn start_chain(
+        &self,
+        chain: Chain,
+        note: u32,
+        requests: impl FnOnce(&[Entry]),
+    ) -> Result<LeaseId> {
+        self.core.start_chain(chain, note, requests)
+    }
+
+    /// The notes of the fetches and chains that have not ended.
+    pub(crate) fn notes(&self) -> impl Iterator<Item = u32> {
+        self.core.notes()
     }
 
     /// The next request that the slots themselves need sent: the release of a lease that was let

@@ -119,16 +119,11 @@ impl<'a> PreparedChain<'a> {
     /// The raw requests, in their order, for a caller that has another way to push them. They must
     /// be submitted together, and count as pushed: if they never are, their slot is not free again
     /// before the slots are gone.
+    #[inline]
     pub fn into_entries(self) -> impl Iterator<Item = Entry> {
-        let mut entries = [None, None, None];
-        let mut places = entries.iter_mut();
-        self.core.chain_requests(self.slot, |entry| {
-            if let Some(place) = places.next() {
-                *place = Some(entry);
-            }
-        });
+        let entries = self.core.kept_chain(self.slot);
         mem::forget(self);
-        entries.into_iter().flatten()
+        entries
     }
 
     /// Pushes all the requests, or none.
@@ -145,11 +140,11 @@ impl<'a> PreparedChain<'a> {
         if queue.capacity() - queue.len() < self.len() {
             return Err(self);
         }
-        self.core.chain_requests(self.slot, |entry| {
+        for entry in self.core.kept_chain(self.slot) {
             // SAFETY: as in `Prepared::push`.
             let pushed = unsafe { queue.push(&entry) };
             debug_assert!(pushed.is_ok(), "there is room for all of them");
-        });
+        }
         mem::forget(self);
         Ok(())
     }
@@ -196,7 +191,10 @@ impl<'a> Clear<'a> {
     /// Says that the update was made.
     pub fn done(self) -> Event {
         let event = match self.user_data {
-            Some(user_data) => self.core.complete(user_data, 0, 0, &()),
+            Some(user_data) => {
+                let event = self.core.complete(user_data, 0, 0, &());
+                event.expect("the slots know their own names")
+            }
             None => {
                 self.core.entry_cleared(self.index);
                 Event::Pending

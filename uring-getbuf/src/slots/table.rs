@@ -31,63 +31,89 @@ enum Phase {
     Chained,
 }
 
-/// What can be true of a slot, beside its phase.
-mod is {
-    /// A `Lease` names it.
-    pub(super) const HELD: u8 = 1;
-    /// The kernel holds a buffer in it.
-    pub(super) const INSTALLED: u8 = 2;
-    /// It is in the outbox.
-    pub(super) const QUEUED: u8 = 4;
-    /// A release is in flight.
-    pub(super) const RELEASING: u8 = 8;
-    /// Its array of ranges is in use.
-    pub(super) const RANGING: u8 = 16;
-    /// The kernel still holds the buffer of a lease that is over, to be replaced by the next one.
-    pub(super) const LEFT: u8 = 32;
-    /// Its chain has had a completion that was not the last.
-    pub(super) const NOTED: u8 = 64;
-    /// Its fetch is being cancelled.
-    pub(super) const CANCELLED: u8 = 128;
+/// Who serves the fetch of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Server {
+    Pool,
+    /// The lender; where it refuses, the pool.
+    Lender,
+    /// The same for a fetch that is being cancelled: not the pool.
+    LenderAlone,
+    Provider,
 }
+
+/// What ties a slot: marks, and above them the number of requests that have been handed out and
+/// have not had their last completion. A slot that nothing ties is free.
+mod tie {
+    /// A `Lease` names it.
+    pub(super) const HELD: u32 = 1;
+    /// The kernel holds a buffer in it.
+    pub(super) const INSTALLED: u32 = 2;
+    /// It is in the outbox.
+    pub(super) const QUEUED: u32 = 4;
+    /// A release is in flight, which is one of the requests.
+    pub(super) const RELEASING: u32 = 8;
+    /// Its array of ranges is in use, by one of the requests.
+    pub(super) const RANGING: u32 = 16;
+    /// It holds a provider's memory.
+    pub(super) const PROVIDED: u32 = 32;
+    /// One request.
+    pub(super) const REQUEST: u32 = 1 << REQUESTS;
+    pub(super) const REQUESTS: u32 = 8;
+}
+
+/// No completion has this result.
+const NEVER: i32 = i32::MIN;
 
 /// One slot. Plain cells: the table is never shared between threads.
 struct Slot {
+    /// What the `user_data` of all its requests have in common: tag, slot, and which of its lives.
+    name: Cell<u64>,
+    /// The one completion that says that a fetch or a chain went as asked: `user_data` and result.
+    /// [`NEVER`]: it was there already, or another one was.
+    awaited: Cell<u64>,
+    awaited_result: Cell<i32>,
+    /// See [`tie`].
+    ties: Cell<u32>,
+    phase: Cell<Phase>,
+    /// Bytes asked for, then bytes there.
+    len: Cell<u32>,
+    /// What the driver wants to know when the fetch or the chain has ended.
+    note: Cell<u32>,
     /// Next in the free list or in the outbox; a slot is never in both.
     next: Cell<u16>,
-    generation: Cell<u16>,
-    phase: Cell<Phase>,
-    /// Who serves this fetch: the lender, or the pool.
-    engine: Cell<Engine>,
-    /// What is true of it; see [`is`].
-    marks: Cell<u8>,
+    server: Cell<Server>,
+    /// The kernel still holds the buffer of a lease that is over, to be replaced by the next one.
+    left: Cell<bool>,
     /// Counts the uses, so that each has a `user_data` of its own,
     sequence: Cell<u8>,
     /// and which of these numbers are in flight: one that has come round may still be.
     sequences: [Cell<u64>; 4],
-    /// Requests that have been handed out and have not had their last completion.
-    inflight: Cell<u32>,
-    /// Bytes asked for, then bytes there.
-    len: Cell<u32>,
+    /// Where its block of the pool begins; 0 without a pool.
+    block: u64,
     /// For a fetch that has to be sent again through the pool.
     source: Cell<(Source, u64)>,
-    /// For a chain: what it does, and what it has done if that is [noted](is::NOTED).
+    /// For a chain: what it does, and what it has done once that is not as [awaited](Self::awaited).
     consumer: Cell<Consumer>,
     progress: Cell<Progress>,
 }
 
 impl Slot {
-    fn new(next: u16) -> Self {
+    fn new(name: u64, next: u16, block: u64) -> Self {
         Self {
-            next: Cell::new(next),
-            generation: Cell::new(0),
+            name: Cell::new(name),
+            awaited: Cell::new(name),
+            awaited_result: Cell::new(NEVER),
+            ties: Cell::new(0),
             phase: Cell::new(Phase::Free),
-            engine: Cell::new(Engine::Copy),
-            marks: Cell::new(0),
+            len: Cell::new(0),
+            note: Cell::new(0),
+            next: Cell::new(next),
+            server: Cell::new(Server::Pool),
+            left: Cell::new(false),
             sequence: Cell::new(0),
             sequences: Default::default(),
-            inflight: Cell::new(0),
-            len: Cell::new(0),
+            block,
             source: Cell::new((Source::copied(Target::Fd(-1)), 0)),
             consumer: Cell::new(Consumer::Write { sink: Target::Fd(-1), offset: 0 }),
             progress: Cell::new(Progress::default()),
@@ -95,28 +121,53 @@ impl Slot {
     }
 
     #[inline]
-    fn id(&self, index: u16) -> LeaseId {
-        LeaseId::new(index, self.generation.get())
+    fn id(&self) -> LeaseId {
+        UseId::of(self.name.get()).lease()
+    }
+
+    /// The `user_data` of a request.
+    #[inline(always)]
+    fn user_data(&self, kind: Kind) -> u64 {
+        self.name.get() | (kind as u64) << user_data::KIND_SHIFT
+    }
+
+    /// Whether a `user_data` is that of a request of its present life.
+    #[inline(always)]
+    fn is_named_by(&self, user_data: u64) -> bool {
+        (self.name.get() ^ user_data) & user_data::NAME == 0
+    }
+
+    /// Says which completion a fetch or a chain should have.
+    #[inline(always)]
+    fn expect(&self, user_data: u64, result: u32) {
+        self.awaited.set(user_data);
+        self.awaited_result.set(result as i32);
+    }
+
+    /// Says that it is not, or no longer, to be expected; whether it was.
+    #[inline]
+    fn expect_nothing(&self) -> bool {
+        self.awaited_result.replace(NEVER) != NEVER
     }
 
     #[inline]
-    fn is(&self, mark: u8) -> bool {
-        self.marks.get() & mark != 0
+    fn is(&self, mark: u32) -> bool {
+        self.ties.get() & mark != 0
     }
 
     #[inline]
-    fn mark(&self, mark: u8) {
-        self.marks.set(self.marks.get() | mark);
+    fn mark(&self, mark: u32) {
+        self.ties.set(self.ties.get() | mark);
     }
 
     #[inline]
-    fn unmark(&self, mark: u8) {
-        self.marks.set(self.marks.get() & !mark);
+    fn unmark(&self, mark: u32) {
+        self.ties.set(self.ties.get() & !mark);
     }
 
     #[inline]
     fn is_lent(&self) -> bool {
-        self.engine.get().lends()
+        matches!(self.server.get(), Server::Lender | Server::LenderAlone)
     }
 
     /// The word and the bit of a use's sequence number.
@@ -159,42 +210,54 @@ impl Slot {
         word.replace(word.get() & !bit) & bit != 0
     }
 
-    /// The sequence number of a chain's requests: those through the pool have another one than
-    /// those that a lender refused before.
+    /// Keeps what a chain does, for when its requests are made, or made again.
     #[inline]
-    fn attempt(&self) -> u8 {
-        u8::from(!self.is_lent())
+    fn keep(&self, chain: &Chain) {
+        self.source.set((chain.source, chain.offset));
+        self.consumer.set(chain.consumer);
+    }
+
+    #[inline]
+    fn kept(&self) -> Chain {
+        let (source, offset) = self.source.get();
+        Chain { source, offset, len: self.len.get(), consumer: self.consumer.get() }
     }
 
     /// One more request names it.
     #[inline]
     fn begin(&self) {
-        self.inflight.set(self.inflight.get() + 1);
+        self.ties.set(self.ties.get() + tie::REQUEST);
     }
 
     /// One request that names it has had its last completion.
     #[inline(always)]
     fn finish(&self) {
-        self.inflight.set(self.inflight.get() - 1);
+        self.ties.set(self.ties.get() - tie::REQUEST);
+    }
+
+    fn requests(&self) -> u32 {
+        self.ties.get() >> tie::REQUESTS
     }
 }
 
-/// Is told what of a slot has had its last completion, and so names its files no more.
-pub(crate) trait Ends {
-    /// The fetch into this slot.
-    fn fetch(&self, slot: u16);
-    /// A use with this token.
-    fn consumer(&self, token: u16);
-    /// The chain in this slot.
-    fn chain(&self, slot: u16);
+/// Who drives the slots: is told what a completion ends, and has the last word on some of them.
+pub(crate) trait Driver {
+    /// A fetch or a chain that was given this note has had its last completion.
+    fn noted(&self, _note: u32) {}
+    /// A use with this token has.
+    fn consumer(&self, _token: u16) {}
+    /// A use does not need the buffer any more.
+    fn returned(&self, id: UseId) -> Event {
+        Event::Returned { id }
+    }
+    /// A completion that is not the slots'.
+    fn other(&self, _user_data: u64, _result: i32, _flags: u32) -> Option<Event> {
+        None
+    }
 }
 
-/// For a driver that looks after the files by itself.
-impl Ends for () {
-    fn fetch(&self, _: u16) {}
-    fn consumer(&self, _: u16) {}
-    fn chain(&self, _: u16) {}
-}
+/// One that leaves everything to its user.
+impl Driver for () {}
 
 /// An engine that lends kernel memory, and its part of the ring's table.
 #[derive(Clone, Copy, Debug)]
@@ -212,19 +275,20 @@ pub(crate) struct Core {
     /// One array of ranges per slot, for vectored writes.
     ranges: Box<[Cell<[libc::iovec; MAX_RANGES]>]>,
     lending: Option<Lending>,
-    pool: Option<(Pool, u16)>,
+    pool: Option<Pool>,
+    /// The pool's index in the ring's table.
+    pool_index: u16,
     provided: Option<Provided>,
     features: Features,
-    /// Who serves a fetch at first.
-    engine: Engine,
     /// Most bytes of one fetch.
     max_fetch: u32,
     /// The tag, in its place.
     tag: u64,
     free: Cell<u16>,
-    free_count: Cell<u16>,
     outbox: Cell<(u16, u16)>,
-    fetches: Cell<u64>,
+    /// How often slots were taken from the free list, and put back.
+    taken: Cell<u64>,
+    freed: Cell<u64>,
     fallbacks: Cell<u64>,
     stale: Cell<u64>,
 }
@@ -233,7 +297,7 @@ impl Lending {
     #[inline(always)]
     fn fetch(&self, index: u16, slot: &Slot, source: Source, offset: u64, len: u32) -> Entry {
         let lent = source.lent_by(self.lender).unwrap_or(source.file());
-        self.lender.fetch(lent, offset, len, self.first + index, slot.is(is::LEFT))
+        self.lender.fetch(lent, offset, len, self.first + index, slot.left.get())
     }
 
     /// Whether a chain ends with the release of its slot.
@@ -247,7 +311,7 @@ impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Core")
             .field("slots", &self.slots.len())
-            .field("free", &self.free_count.get())
+            .field("free", &self.free())
             .field("lending", &self.lending)
             .field("pool", &self.pool)
             .finish_non_exhaustive()
@@ -264,22 +328,27 @@ impl Core {
         tag: u8,
     ) -> Self {
         let no_range = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        let tag = u64::from(tag) << user_data::TAG_SHIFT;
+        let (pool, pool_index) = pool.map_or((None, 0), |(pool, index)| (Some(pool), index));
+        let slot = |index: u16| {
+            let next = if index + 1 < count { index + 1 } else { NIL };
+            let block = pool.as_ref().map_or(0, |pool| pool.block(index) as u64);
+            Slot::new(tag | u64::from(index) << user_data::SLOT_SHIFT, next, block)
+        };
         Self {
-            slots: (1..=count)
-                .map(|next| Slot::new(if next < count { next } else { NIL }))
-                .collect(),
+            slots: (0..count).map(slot).collect(),
             ranges: (0..count).map(|_| Cell::new([no_range; MAX_RANGES])).collect(),
-            engine: lending.map_or(Engine::Copy, |lending| lending.lender.engine()),
-            max_fetch: pool.as_ref().map_or(i32::MAX as u32, |(pool, _)| pool.block_size()),
+            max_fetch: pool.as_ref().map_or(i32::MAX as u32, Pool::block_size),
             lending,
             pool,
+            pool_index,
             provided: regions.map(|(first, regions)| Provided::new(count, first, regions)),
             features,
-            tag: u64::from(tag) << user_data::TAG_SHIFT,
+            tag,
             free: Cell::new(0),
-            free_count: Cell::new(count),
             outbox: Cell::new((NIL, NIL)),
-            fetches: Cell::new(0),
+            taken: Cell::new(0),
+            freed: Cell::new(0),
             fallbacks: Cell::new(0),
             stale: Cell::new(0),
         }
@@ -287,24 +356,49 @@ impl Core {
 
     /// Reserves a slot and makes the request that fills it.
     #[inline(always)]
-    pub(super) fn fetch(&self, source: Source, offset: u64, len: u32) -> Result<(LeaseId, Entry)> {
-        let (index, slot) = self.reserve(len, Phase::Fetching, source)?;
-        slot.mark(is::HELD);
-        Ok((slot.id(index), self.fetch_entry(index, slot, source, offset)))
+    pub(super) fn fetch(
+        &self,
+        source: Source,
+        offset: u64,
+        len: u32,
+        note: u32,
+    ) -> Result<(LeaseId, Entry)> {
+        let (index, slot) = self.reserve(len, Phase::Fetching)?;
+        slot.note.set(note);
+        slot.ties.set(tie::HELD | tie::REQUEST);
+        let lending = self.serve(slot, source);
+        if lending.is_some() {
+            slot.source.set((source, offset));
+        }
+        Ok((slot.id(), self.fetch_entry(index, slot, lending, (source, offset, len))))
     }
 
     /// Reserves a slot for a chain, whose requests are still to be made.
     pub(super) fn chain(&self, chain: Chain) -> Result<(LeaseId, PreparedChain<'_>)> {
-        let (index, slot, _) = self.begin_chain(chain)?;
-        Ok((slot.id(index), PreparedChain::new(self, index, false)))
+        let (index, slot, chain) = self.begin_chain(chain)?;
+        self.serve(slot, chain.source);
+        slot.keep(&chain);
+        Ok((slot.id(), PreparedChain::new(self, index, false)))
     }
 
     /// The same, and makes its requests, for a driver that has made sure that it can push three.
     #[inline(always)]
-    pub(super) fn start_chain(&self, chain: Chain, request: impl FnMut(Entry)) -> Result<LeaseId> {
+    pub(super) fn start_chain(
+        &self,
+        chain: Chain,
+        note: u32,
+        requests: impl FnOnce(&[Entry]),
+    ) -> Result<LeaseId> {
         let (index, slot, chain) = self.begin_chain(chain)?;
-        self.chain_entries(index, slot, chain, request);
-        Ok(slot.id(index))
+        slot.note.set(note);
+        match self.serve(slot, chain.source) {
+            None => self.chain_requests(index, slot, None, &chain, requests),
+            lending => {
+                slot.keep(&chain);
+                self.chain_requests(index, slot, lending, &chain, requests);
+            }
+        }
+        Ok(slot.id())
     }
 
     #[inline(always)]
@@ -312,11 +406,9 @@ impl Core {
         if matches!(chain.consumer, Consumer::SendZc { .. }) {
             self.features.need_send_zc()?;
         }
-        let (index, slot) = self.reserve(chain.len, Phase::Chained, chain.source)?;
-        let consumer = chain.consumer.waiting_for_all();
-        slot.consumer.set(consumer);
-        slot.source.set((chain.source, chain.offset));
-        Ok((index, slot, Chain { consumer, ..chain }))
+        let (index, slot) = self.reserve(chain.len, Phase::Chained)?;
+        slot.ties.set(tie::REQUEST);
+        Ok((index, slot, Chain { consumer: chain.consumer.waiting_for_all(), ..chain }))
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -324,12 +416,12 @@ impl Core {
     }
 
     pub(super) fn free(&self) -> usize {
-        usize::from(self.free_count.get())
+        self.slots.len() - (self.taken.get() - self.freed.get()) as usize
     }
 
     pub(super) fn stats(&self) -> Stats {
         Stats {
-            fetches: self.fetches.get(),
+            fetches: self.taken.get(),
             fallbacks: self.fallbacks.get(),
             stale: self.stale.get(),
         }
@@ -338,13 +430,20 @@ impl Core {
     /// Requests that the kernel may have. A fetch that waits to be sent once more is not one.
     pub(super) fn in_flight(&self) -> u64 {
         let fetching = |slot: &&Slot| matches!(slot.phase.get(), Phase::Fetching | Phase::Chained);
-        let waiting = self.slots.iter().filter(|slot| slot.is(is::QUEUED)).filter(fetching).count();
-        let counted: u64 = self.slots.iter().map(|slot| u64::from(slot.inflight.get())).sum();
+        let waiting =
+            self.slots.iter().filter(|slot| slot.is(tie::QUEUED)).filter(fetching).count();
+        let counted: u64 = self.slots.iter().map(|slot| u64::from(slot.requests())).sum();
         counted - waiting as u64
     }
 
+    /// The notes of the fetches and chains that have not ended.
+    pub(super) fn notes(&self) -> impl Iterator<Item = u32> {
+        let running = |slot: &&Slot| matches!(slot.phase.get(), Phase::Fetching | Phase::Chained);
+        self.slots.iter().filter(running).map(|slot| slot.note.get())
+    }
+
     pub(super) fn is_emptying(&self) -> bool {
-        self.slots.iter().any(|slot| slot.is(is::QUEUED | is::RELEASING))
+        self.slots.iter().any(|slot| slot.is(tie::QUEUED | tie::RELEASING))
     }
 
     pub(super) fn tag(&self) -> u8 {
@@ -356,8 +455,9 @@ impl Core {
         &self.slots[usize::from(index)]
     }
 
+    /// Who serves a fetch at first.
     pub(super) fn engine(&self) -> Engine {
-        self.engine
+        self.lending.map_or(Engine::Copy, |lending| lending.lender.engine())
     }
 
     #[inline]
@@ -370,44 +470,53 @@ impl Core {
         (user_data ^ self.tag) >> user_data::KIND_SHIFT < u64::from(DRIVER_KINDS)
     }
 
+    /// Takes a free slot for a fetch of so many bytes.
     #[inline(always)]
-    fn user_data(&self, kind: Kind, index: u16, slot: &Slot) -> u64 {
-        self.tag
-            | (kind as u64) << user_data::KIND_SHIFT
-            | u64::from(index) << user_data::SLOT_SHIFT
-            | u64::from(slot.generation.get())
-    }
-
-    /// Takes a slot from the free list.
-    #[inline(always)]
-    fn reserve(&self, len: u32, phase: Phase, source: Source) -> Result<(u16, &Slot)> {
+    fn reserve(&self, len: u32, phase: Phase) -> Result<(u16, &Slot)> {
         let index = self.free.get();
-        if index == NIL || len.wrapping_sub(1) >= self.max_fetch {
+        // The end of the list is no slot.
+        let Some(slot) = self.slots.get(usize::from(index)) else { return Err(self.refusal(len)) };
+        if len.wrapping_sub(1) >= self.max_fetch {
             return Err(self.refusal(len));
         }
-        let slot = self.slot(index);
-        self.free.set(slot.next.get());
-        self.free_count.set(self.free_count.get() - 1);
-        slot.engine.set(self.engine_for(source));
-        slot.len.set(len);
-        slot.phase.set(phase);
-        slot.inflight.set(1);
-        self.fetches.set(self.fetches.get() + 1);
-        Ok((index, slot))
+        Ok((index, self.take(slot, len, phase)))
     }
 
-    /// Who serves a fetch from this source at first.
+    /// Takes a slot, which is the first free one.
     #[inline(always)]
-    fn engine_for(&self, source: Source) -> Engine {
-        match self.lending {
-            Some(Lending { lender, .. })
-                if source.lent_by(lender).is_none() && self.pool.is_some() =>
-            {
+    fn take<'a>(&self, slot: &'a Slot, len: u32, phase: Phase) -> &'a Slot {
+        self.free.set(slot.next.get());
+        self.taken.set(self.taken.get() + 1);
+        slot.len.set(len);
+        slot.phase.set(phase);
+        slot
+    }
+
+    /// Decides who serves a slot at first: who lends this source, if anybody does.
+    #[inline(always)]
+    fn serve(&self, slot: &Slot, source: Source) -> Option<&Lending> {
+        let lending = self.lending.as_ref();
+        match lending {
+            Some(lending) if source.lent_by(lending.lender).is_none() && self.pool.is_some() => {
                 self.fallbacks.set(self.fallbacks.get() + 1);
-                Engine::Copy
+                slot.server.set(Server::Pool);
+                None
             }
-            _ => self.engine,
+            Some(_) => {
+                slot.server.set(Server::Lender);
+                lending
+            }
+            None => {
+                slot.server.set(Server::Pool);
+                None
+            }
         }
+    }
+
+    /// Who lends the memory in a slot, if it is not the pool's.
+    #[inline(always)]
+    fn lending(&self, slot: &Slot) -> Option<&Lending> {
+        if slot.is_lent() { self.lending.as_ref() } else { None }
     }
 
     #[cold]
@@ -427,42 +536,43 @@ impl Core {
     /// list if nothing is left that names it.
     #[inline(always)]
     fn settle(&self, index: u16, slot: &Slot) {
-        if slot.is(is::HELD | is::QUEUED | is::RELEASING) {
-            return;
-        }
-        if slot.is(is::INSTALLED) {
-            if !self.lending.is_some_and(|lending| lending.replace) {
-                return self.enqueue(index, slot);
-            }
-            slot.unmark(is::INSTALLED);
-            slot.mark(is::LEFT);
-        }
-        if slot.inflight.get() == 0 {
-            debug_assert_ne!(slot.phase.get(), Phase::Free, "slot {index} is freed twice");
-            slot.phase.set(Phase::Free);
-            slot.unmark(is::CANCELLED);
-            slot.generation.set((slot.generation.get() + 1) & user_data::GENERATION as u16);
-            slot.next.set(self.free.replace(index));
-            self.free_count.set(self.free_count.get() + 1);
-            if slot.engine.get() == Engine::Provider {
-                self.give_back(index, slot);
-            }
+        match slot.ties.get() {
+            0 => self.vacate(index, slot),
+            ties if ties & (tie::HELD | tie::QUEUED | tie::RELEASING) != 0 => {}
+            ties if ties & (tie::INSTALLED | tie::PROVIDED) != 0 => self.give_back(index, slot),
+            _ => {}
         }
     }
 
-    /// The slot is free, and nobody uses its provider's memory any more. The provider is told last:
-    /// it may let other leases go.
-    #[cold]
+    /// Puts a slot that nothing ties into the free list.
+    #[inline(always)]
+    fn vacate(&self, index: u16, slot: &Slot) {
+        debug_assert_ne!(slot.phase.get(), Phase::Free, "slot {index} is freed twice");
+        slot.phase.set(Phase::Free);
+        let name = slot.name.get();
+        slot.name.set(name & !user_data::GENERATION | (name + 1) & user_data::GENERATION);
+        slot.next.set(self.free.replace(index));
+        self.freed.set(self.freed.get() + 1);
+    }
+
+    /// Nobody needs what a lender or a provider has in the slot.
     fn give_back(&self, index: u16, slot: &Slot) {
-        slot.engine.set(Engine::Copy);
-        if let Some(provided) = &self.provided {
-            provided.release(index);
+        if slot.is(tie::PROVIDED) {
+            return self.give_back_provided(index, slot);
         }
+        // A chain is not to be sent again.
+        slot.phase.set(Phase::Ready);
+        if !self.lending.is_some_and(|lending| lending.replace) {
+            return self.enqueue(index, slot);
+        }
+        slot.unmark(tie::INSTALLED);
+        slot.left.set(true);
+        self.settle(index, slot);
     }
 
     fn enqueue(&self, index: u16, slot: &Slot) {
         let (first, last) = self.outbox.get();
-        slot.mark(is::QUEUED);
+        slot.mark(tie::QUEUED);
         slot.next.set(NIL);
         if last == NIL {
             self.outbox.set((index, index));
@@ -485,21 +595,22 @@ impl Core {
         }
         let slot = self.slot(index);
         self.outbox.set(if index == last { (NIL, NIL) } else { (slot.next.get(), last) });
-        slot.unmark(is::QUEUED);
+        slot.unmark(tie::QUEUED);
         Some(match slot.phase.get() {
-            // Refused by the lender, and still counted in `inflight`.
+            // Refused by the lender, and still counted as a request.
             Phase::Fetching => {
                 let (source, offset) = slot.source.get();
-                let entry = self.fetch_entry(index, slot, source, offset);
+                let fetch = (source, offset, slot.len.get());
+                let entry = self.fetch_entry(index, slot, self.lending(slot), fetch);
                 Outgoing::Request(Prepared::new(entry, self, true))
             }
             Phase::Chained => Outgoing::Chain(PreparedChain::new(self, index, true)),
             _ => {
-                slot.mark(is::RELEASING);
+                slot.mark(tie::RELEASING);
                 slot.begin();
                 let Lending { lender, first, .. } =
                     self.lending.expect("only a lender installs buffers");
-                let user_data = self.user_data(Kind::Release, index, slot);
+                let user_data = slot.user_data(Kind::Release);
                 match lender.release(first + index) {
                     Some(entry) => {
                         Outgoing::Request(Prepared::new(entry.user_data(user_data), self, true))
@@ -513,16 +624,15 @@ impl Core {
     /// Sends away what replaced slots still hold.
     pub(super) fn trim(&self) {
         self.free.set(NIL);
-        self.free_count.set(0);
         for (index, slot) in (0..).zip(&self.slots) {
             if slot.phase.get() != Phase::Free {
                 continue;
             }
             // Out of the free list, which is built anew.
+            self.freed.set(self.freed.get() - 1);
             slot.phase.set(Phase::Ready);
-            if slot.is(is::LEFT) {
-                slot.unmark(is::LEFT);
-                slot.mark(is::INSTALLED);
+            if slot.left.replace(false) {
+                slot.mark(tie::INSTALLED);
                 self.enqueue(index, slot);
             } else {
                 self.settle(index, slot);
@@ -530,44 +640,44 @@ impl Core {
         }
     }
 
-    /// The request that fetches, by whoever serves this slot now.
+    /// The request that fetches so many bytes at an offset of a source.
     #[inline(always)]
-    fn fetch_entry(&self, index: u16, slot: &Slot, source: Source, offset: u64) -> Entry {
-        let (len, user_data) = (slot.len.get(), self.user_data(Kind::Fetch, index, slot));
-        if let (Some(lending), true) = (self.lending, slot.is_lent()) {
-            slot.source.set((source, offset));
-            return lending.fetch(index, slot, source, offset, len).user_data(user_data);
+    fn fetch_entry(
+        &self,
+        index: u16,
+        slot: &Slot,
+        lending: Option<&Lending>,
+        (source, offset, len): (Source, u64, u32),
+    ) -> Entry {
+        let user_data = slot.user_data(Kind::Fetch);
+        slot.expect(user_data, len);
+        match lending {
+            Some(lending) => lending.fetch(index, slot, source, offset, len).user_data(user_data),
+            None => self.read_entry(slot, source.file(), offset, len).user_data(user_data),
         }
-        self.read_entry(index, source.file(), offset, len).user_data(user_data)
     }
 
     #[inline(always)]
-    fn read_entry(&self, index: u16, source: Target, offset: u64, len: u32) -> Entry {
-        let (pool, table) = self.pool.as_ref().expect("the copy engine has a pool");
-        on!(source, |fd| ReadFixed::new(fd, pool.block(index), len, *table).offset(offset).build())
+    fn read_entry(&self, slot: &Slot, source: Target, offset: u64, len: u32) -> Entry {
+        let (block, table) = (slot.block as *mut u8, self.pool_index);
+        on!(source, |fd| ReadFixed::new(fd, block, len, table).offset(offset).build())
     }
 
     /// Bytes `start..start + len` of a slot, as the engine that serves it names them.
     #[inline(always)]
-    fn piece(&self, index: u16, slot: &Slot, start: u32, len: u32) -> Piece {
-        if slot.engine.get() == Engine::Provider {
-            return self.provided_piece(index, start, len);
+    fn piece(
+        &self,
+        index: u16,
+        slot: &Slot,
+        lending: Option<&Lending>,
+        start: u32,
+        len: u32,
+    ) -> Piece {
+        let start = u64::from(start);
+        match lending {
+            Some(lending) => Piece { addr: start, len, index: lending.first + index },
+            None => Piece { addr: slot.block + start, len, index: self.pool_index },
         }
-        match (&self.pool, self.lending) {
-            (Some((pool, table)), _) if !slot.is_lent() => {
-                Piece { addr: pool.block(index) as u64 + u64::from(start), len, index: *table }
-            }
-            (_, Some(Lending { first, .. })) => {
-                Piece { addr: u64::from(start), len, index: first + index }
-            }
-            _ => unreachable!("slots have a pool or a lender"),
-        }
-    }
-
-    #[cold]
-    fn provided_piece(&self, index: u16, start: u32, len: u32) -> Piece {
-        let provided = self.provided.as_ref().expect("it was filled by a provider");
-        provided.piece(index, start, len)
     }
 
     #[inline(always)]
@@ -589,16 +699,10 @@ impl Core {
         }
     }
 
-    /// Whether the chain in a slot ends with its release.
-    #[inline(always)]
-    fn chain_releases(&self, slot: &Slot) -> bool {
-        slot.is_lent() && self.lending.is_some_and(|lending| lending.chain_releases())
-    }
-
-    /// How many requests a chain has, by whoever serves its slot now.
+    /// How many requests the chain in a slot has, by whoever serves it now.
     #[inline]
     pub(super) fn chain_len(&self, index: u16) -> usize {
-        if self.chain_releases(self.slot(index)) { 3 } else { 2 }
+        chain_len(self.lending(self.slot(index)))
     }
 
     /// How many requests a chain from this source will have.
@@ -615,80 +719,176 @@ impl Core {
         }
     }
 
-    /// The linked requests of the chain in a slot.
-    pub(super) fn chain_requests(&self, index: u16, request: impl FnMut(Entry)) {
+    /// The linked requests of the chain in a slot, in their order.
+    #[inline]
+    pub(super) fn kept_chain(&self, index: u16) -> impl Iterator<Item = Entry> {
         let slot = self.slot(index);
-        let (source, offset) = slot.source.get();
-        let consumer = slot.consumer.get();
-        let chain = Chain { source, offset, len: slot.len.get(), consumer };
-        self.chain_entries(index, slot, chain, request);
+        let lending = self.lending(slot);
+        self.expect_chain(slot, lending);
+        let chain = slot.kept();
+        (0..chain_len(lending))
+            .map(move |step| self.chain_request(index, slot, lending, &chain, step))
     }
 
     /// The linked requests of a chain, in their order.
+    #[inline(always)]
+    fn chain_requests(
+        &self,
+        index: u16,
+        slot: &Slot,
+        lending: Option<&Lending>,
+        chain: &Chain,
+        requests: impl FnOnce(&[Entry]),
+    ) {
+        self.expect_chain(slot, lending);
+        let request = |step| self.chain_request(index, slot, lending, chain, step);
+        if chain_len(lending) == 3 {
+            requests(&[request(0), request(1), request(2)]);
+        } else {
+            requests(&[request(0), request(1)]);
+        }
+    }
+
+    /// One of them.
     ///
     /// Where the chain ends with the release, the links are hard, so that the slot is emptied in
     /// every case; it holds exactly what was fetched. Otherwise they are soft: a fetch that fails
     /// or comes back short must not be followed by a consumer of what an earlier lease left in the
     /// block or in the slot.
     #[inline(always)]
-    fn chain_entries(&self, index: u16, slot: &Slot, chain: Chain, mut request: impl FnMut(Entry)) {
-        let Chain { source, offset, len, consumer } = chain;
-        let attempt = u64::from(slot.attempt()) << user_data::SEQUENCE_SHIFT;
-        let name = |kind| self.user_data(kind, index, slot) | attempt;
-        let consume = self
-            .consumer_entry(slot, self.piece(index, slot, 0, len), consumer)
-            .user_data(name(Kind::ChainUse));
-        let fetch = match self.lending {
-            Some(lending) if slot.is_lent() => lending.fetch(index, slot, source, offset, len),
-            _ => self.read_entry(index, source.file(), offset, len),
-        };
-        let fetch = fetch.user_data(name(Kind::ChainFetch));
-        let fetch = fetch.flags(Flags::SKIP_SUCCESS);
-        let release = self
-            .lending
-            .filter(|_| self.chain_releases(slot))
-            .and_then(|Lending { lender, first, .. }| lender.release(first + index));
-        if let Some(release) = release {
-            let hard = Flags::IO_HARDLINK;
-            // The kernel refuses to skip the completions of SEND_ZC.
-            let skip = match consumer {
-                Consumer::SendZc { .. } => Flags::empty(),
-                _ => Flags::SKIP_SUCCESS,
-            };
-            request(fetch.flags(hard));
-            request(consume.flags(hard | skip));
-            request(release.user_data(name(Kind::ChainRelease)));
-        } else {
-            request(fetch.flags(Flags::IO_LINK));
-            request(consume);
+    fn chain_request(
+        &self,
+        index: u16,
+        slot: &Slot,
+        lending: Option<&Lending>,
+        chain: &Chain,
+        step: usize,
+    ) -> Entry {
+        let Chain { source, offset, len, consumer } = *chain;
+        let releases = chain_len(lending) == 3;
+        match step {
+            0 => {
+                let fetch = match lending {
+                    Some(lending) => lending.fetch(index, slot, source, offset, len),
+                    None => self.read_entry(slot, source.file(), offset, len),
+                };
+                let link = if releases { Flags::IO_HARDLINK } else { Flags::IO_LINK };
+                let name = chain_user_data(slot, lending, Kind::ChainFetch);
+                fetch.flags(link | Flags::SKIP_SUCCESS).user_data(name)
+            }
+            1 => {
+                let piece = self.piece(index, slot, lending, 0, len);
+                let flags = match consumer {
+                    _ if !releases => Flags::empty(),
+                    // The kernel refuses to skip the completions of SEND_ZC.
+                    Consumer::SendZc { .. } => Flags::IO_HARDLINK,
+                    _ => Flags::IO_HARDLINK | Flags::SKIP_SUCCESS,
+                };
+                let name = chain_user_data(slot, lending, Kind::ChainUse);
+                self.consumer_entry(slot, piece, consumer).flags(flags).user_data(name)
+            }
+            _ => {
+                let release =
+                    lending.and_then(|Lending { lender, first, .. }| lender.release(first + index));
+                let name = chain_user_data(slot, lending, Kind::ChainRelease);
+                release.expect("the chain ends with a release").user_data(name)
+            }
         }
     }
 
-    /// Says what a completion of ours meant, and tells what it ends.
+    /// Of a chain that goes as asked there is one completion.
+    #[inline(always)]
+    fn expect_chain(&self, slot: &Slot, lending: Option<&Lending>) {
+        if chain_len(lending) == 3 {
+            slot.expect(chain_user_data(slot, lending, Kind::ChainRelease), 0);
+        } else {
+            slot.expect(chain_user_data(slot, lending, Kind::ChainUse), slot.len.get());
+        }
+    }
+
+    /// Says what a completion meant, and tells what it ends. `None`: it is not ours.
     #[inline(always)]
     pub(super) fn complete(
         &self,
         user_data: u64,
         result: i32,
         flags: u32,
-        ends: &impl Ends,
-    ) -> Event {
+        driver: &impl Driver,
+    ) -> Option<Event> {
         let name = UseId::of(user_data);
-        let id = name.lease();
-        let Some(slot) = self.slots.get(usize::from(id.slot())) else { return self.stale() };
-        if slot.generation.get() != id.generation() || slot.inflight.get() == 0 {
-            return self.stray(flags);
+        let Some(slot) = self.slots.get(usize::from(name.lease().slot())) else {
+            return self.unknown(user_data, result, flags, driver);
+        };
+        if slot.awaited.get() == user_data && slot.awaited_result.get() == result && flags == 0 {
+            return Some(self.as_asked(name.lease(), slot, driver));
+        }
+        if !slot.is_named_by(user_data) {
+            return self.unknown(user_data, result, flags, driver);
         }
         match Kind::of(user_data) {
-            Some(Kind::Fetch) => self.fetched(id, slot, result, ends),
             Some(kind @ (Kind::Use | Kind::UseRanges)) => {
-                self.used(name, slot, kind, result, flags, ends)
+                Some(self.used(name, slot, kind, result, flags, driver))
             }
-            Some(Kind::Release) => self.released(id, slot, result),
+            kind => Some(self.otherwise(name, slot, kind, result, flags, driver)),
+        }
+    }
+
+    /// A fetch or a chain has gone as asked.
+    #[inline(always)]
+    fn as_asked(&self, id: LeaseId, slot: &Slot, driver: &impl Driver) -> Event {
+        let len = slot.len.get();
+        slot.expect_nothing();
+        slot.finish();
+        if slot.phase.get() == Phase::Chained {
+            if self.lending(slot).is_some_and(|lending| !lending.chain_releases()) {
+                self.installed(slot, len);
+            }
+            self.settle(id.slot(), slot);
+            driver.noted(slot.note.get());
+            return Event::Chained { id, outcome: ChainOutcome::Done(len) };
+        }
+        debug_assert_eq!(slot.phase.get(), Phase::Fetching);
+        slot.phase.set(Phase::Ready);
+        self.installed(slot, len);
+        self.settle(id.slot(), slot);
+        driver.noted(slot.note.get());
+        Event::Fetched { lease: id, result: Ok(len) }
+    }
+
+    /// A completion of anything but a use, if it is not as asked.
+    #[inline(never)]
+    fn otherwise(
+        &self,
+        name: UseId,
+        slot: &Slot,
+        kind: Option<Kind>,
+        result: i32,
+        flags: u32,
+        driver: &impl Driver,
+    ) -> Event {
+        match kind {
+            Some(Kind::Fetch) => self.fetched(name.lease(), slot, result, driver),
+            Some(Kind::Release) => self.released(name.lease(), slot, result),
             Some(kind @ (Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease)) => {
-                self.chained(name, slot, kind, result, flags, ends)
+                self.chained(name, slot, kind, result, flags, driver)
             }
-            None => self.stale(),
+            Some(Kind::Use | Kind::UseRanges) | None => self.stale(),
+        }
+    }
+
+    /// A completion that names no slot in its present life.
+    #[cold]
+    fn unknown(
+        &self,
+        user_data: u64,
+        result: i32,
+        flags: u32,
+        driver: &impl Driver,
+    ) -> Option<Event> {
+        if self.claims(user_data) {
+            Some(self.stray(flags))
+        } else {
+            driver.other(user_data, result, flags)
         }
     }
 
@@ -719,9 +919,9 @@ impl Core {
     fn refused(&self, slot: &Slot, result: i32) -> bool {
         let refused =
             matches!(Errno::check(result), Err(Errno::NOTSUPP | Errno::NOMEM | Errno::DQUOT));
-        let again = refused && slot.is_lent() && self.pool.is_some() && !slot.is(is::CANCELLED);
+        let again = refused && slot.server.get() == Server::Lender && self.pool.is_some();
         if again {
-            slot.engine.set(Engine::Copy);
+            slot.server.set(Server::Pool);
             self.fallbacks.set(self.fallbacks.get() + 1);
         }
         again
@@ -730,18 +930,18 @@ impl Core {
     /// A fetch of so many bytes has succeeded.
     #[inline(always)]
     fn installed(&self, slot: &Slot, len: u32) {
-        let lending = self.lending.filter(|_| slot.is_lent());
-        if lending.is_some_and(|lending| len != 0 || lending.lender.installs_empty()) {
-            slot.unmark(is::LEFT);
-            slot.mark(is::INSTALLED);
+        let Some(lending) = self.lending(slot) else { return };
+        if len != 0 || lending.lender.installs_empty() {
+            slot.left.set(false);
+            slot.mark(tie::INSTALLED);
         }
     }
 
-    #[inline(always)]
-    fn fetched(&self, id: LeaseId, slot: &Slot, result: i32, ends: &impl Ends) -> Event {
+    fn fetched(&self, id: LeaseId, slot: &Slot, result: i32, driver: &impl Driver) -> Event {
         if slot.phase.get() != Phase::Fetching {
             return self.stale();
         }
+        slot.expect_nothing();
         if self.falls_back(slot, result) {
             self.enqueue(id.slot(), slot);
             return Event::Pending;
@@ -755,14 +955,14 @@ impl Core {
                 self.installed(slot, *len);
             }
             Err(errno) => {
-                if slot.is(is::CANCELLED) && *errno == Errno::NOTSUPP {
+                if slot.server.get() == Server::LenderAlone && *errno == Errno::NOTSUPP {
                     *errno = Errno::CANCELED;
                 }
                 slot.phase.set(Phase::Failed(*errno));
             }
         }
         self.settle(id.slot(), slot);
-        ends.fetch(id.slot());
+        driver.noted(slot.note.get());
         Event::Fetched { lease: id, result }
     }
 
@@ -774,7 +974,7 @@ impl Core {
         kind: Kind,
         result: i32,
         flags: u32,
-        ends: &impl Ends,
+        driver: &impl Driver,
     ) -> Event {
         let more = io_uring::cqueue::more(flags);
         if !more {
@@ -782,14 +982,14 @@ impl Core {
                 return self.stray(flags);
             }
             if kind == Kind::UseRanges {
-                slot.unmark(is::RANGING);
+                slot.unmark(tie::RANGING);
             }
             slot.finish();
             self.settle(id.lease().slot(), slot);
-            ends.consumer(id.token());
+            driver.consumer(id.token());
         }
         if io_uring::cqueue::notif(flags) {
-            Event::Returned { id }
+            driver.returned(id)
         } else {
             Event::Used { id, result: Errno::check(result), more }
         }
@@ -797,22 +997,22 @@ impl Core {
 
     #[inline]
     fn released(&self, id: LeaseId, slot: &Slot, result: i32) -> Event {
-        if !slot.is(is::RELEASING) {
+        if !slot.is(tie::RELEASING) {
             return self.stale();
         }
-        slot.unmark(is::RELEASING);
+        slot.unmark(tie::RELEASING);
         slot.finish();
         // Cancelled: it never ran, and the buffer is still there. Any other error says that there
         // is nothing of ours in the slot.
         let again = Errno::check(result) == Err(Errno::CANCELED);
         if !again {
-            slot.unmark(is::INSTALLED);
+            slot.unmark(tie::INSTALLED);
         }
         self.settle(id.slot(), slot);
         if again { Event::Pending } else { Event::Released { lease: id } }
     }
 
-    #[inline(always)]
+    /// A completion of a chain that did not go as asked.
     fn chained(
         &self,
         name: UseId,
@@ -820,45 +1020,14 @@ impl Core {
         kind: Kind,
         result: i32,
         flags: u32,
-        ends: &impl Ends,
-    ) -> Event {
-        let (id, len) = (name.lease(), slot.len.get());
-        // Nearly always: all of it went through, and this was the only word.
-        if flags == 0 && slot.phase.get() == Phase::Chained && !slot.is(is::NOTED) {
-            let releases = self.chain_releases(slot);
-            let used = kind == Kind::ChainUse && !releases && result as u32 == len;
-            if used || kind == Kind::ChainRelease {
-                if !releases {
-                    self.installed(slot, len);
-                }
-                self.chain_over(id.slot(), slot);
-                ends.chain(id.slot());
-                return Event::Chained { id, outcome: ChainOutcome::Done(len) };
-            }
-        }
-        let event = self.chain_went_on(name, slot, kind, result, flags);
-        if matches!(event, Event::Chained { .. }) {
-            ends.chain(id.slot());
-        }
-        event
-    }
-
-    /// A completion of a chain, of any kind.
-    #[inline(never)]
-    fn chain_went_on(
-        &self,
-        name: UseId,
-        slot: &Slot,
-        kind: Kind,
-        result: i32,
-        flags: u32,
+        driver: &impl Driver,
     ) -> Event {
         if slot.phase.get() != Phase::Chained {
             return self.stray(flags);
         }
         let id = name.lease();
-        let releases = self.chain_releases(slot);
-        if !slot.is(is::NOTED) {
+        let releases = chain_len(self.lending(slot)) == 3;
+        if slot.expect_nothing() {
             slot.progress.set(Progress::default());
         }
         let mut progress = slot.progress.get();
@@ -870,7 +1039,8 @@ impl Core {
             }
             Kind::ChainUse => {
                 let (more, notif) = (io_uring::cqueue::more(flags), io_uring::cqueue::notif(flags));
-                if notif && (!progress.unreturned || name.sequence() != slot.attempt()) {
+                if notif && (!progress.unreturned || name.sequence() != attempt(self.lending(slot)))
+                {
                     return self.stray(flags);
                 }
                 progress.unreturned = more;
@@ -885,11 +1055,9 @@ impl Core {
             }
         };
         slot.progress.set(progress);
-        slot.mark(is::NOTED);
         if !done {
             return Event::Pending;
         }
-        slot.unmark(is::NOTED);
         if progress.fetched.is_some_and(|result| self.falls_back(slot, result)) {
             self.enqueue(id.slot(), slot);
             return Event::Pending;
@@ -898,17 +1066,13 @@ impl Core {
         if let (Ok(len), false) = (fetched, releases) {
             self.installed(slot, len);
         }
-        self.chain_over(id.slot(), slot);
-        Event::Chained { id, outcome: progress.outcome(slot.len.get()) }
-    }
-
-    /// The last completion of a chain. What it has left in its slot, if it does not release, is
-    /// released as that of a lease: the chain itself is not to be sent again.
-    #[inline(always)]
-    fn chain_over(&self, index: u16, slot: &Slot) {
+        // What the chain has left in its slot, if it does not release, is released as that of a
+        // lease.
         slot.phase.set(Phase::Ready);
         slot.finish();
-        self.settle(index, slot);
+        self.settle(id.slot(), slot);
+        driver.noted(slot.note.get());
+        Event::Chained { id, outcome: progress.outcome(slot.len.get()) }
     }
 
     /// The request was never pushed.
@@ -962,16 +1126,31 @@ impl Core {
             provided.refuse(resolved);
             return Err(self.refusal(1));
         }
-        let slot = self.slot(index);
-        self.free.set(slot.next.get());
-        self.free_count.set(self.free_count.get() - 1);
-        self.fetches.set(self.fetches.get() + 1);
-        slot.engine.set(Engine::Provider);
-        slot.len.set(resolved.len());
-        slot.phase.set(Phase::Ready);
-        slot.mark(is::HELD);
+        let slot = self.take(self.slot(index), resolved.len(), Phase::Ready);
+        slot.ties.set(tie::HELD | tie::PROVIDED);
+        slot.server.set(Server::Provider);
         provided.put(index, resolved);
-        Ok(slot.id(index))
+        Ok(slot.id())
+    }
+
+    /// When nobody uses its memory any more, the provider is told, and that last: it may let other
+    /// leases go.
+    #[cold]
+    fn give_back_provided(&self, index: u16, slot: &Slot) {
+        if slot.requests() > 0 {
+            return;
+        }
+        slot.unmark(tie::PROVIDED);
+        self.settle(index, slot);
+        if let Some(provided) = &self.provided {
+            provided.release(index);
+        }
+    }
+
+    #[cold]
+    fn provided_piece(&self, index: u16, start: u32, len: u32) -> Piece {
+        let provided = self.provided.as_ref().expect("it was filled by a provider");
+        provided.piece(index, start, len)
     }
 
     pub(super) fn entry_cleared(&self, entry: u16) {
@@ -993,13 +1172,16 @@ impl Core {
     #[inline]
     pub(crate) fn let_go(&self, index: u16) {
         let slot = self.slot(index);
-        slot.unmark(is::HELD);
+        slot.unmark(tie::HELD);
         self.settle(index, slot);
     }
 
     /// Has a fetch that is being cancelled not repeated through the pool.
     pub(super) fn cancel_fallback(&self, index: u16) {
-        self.slot(index).mark(is::CANCELLED);
+        let server = &self.slot(index).server;
+        if server.get() == Server::Lender {
+            server.set(Server::LenderAlone);
+        }
     }
 
     /// What the fetch came to; `None` while it runs.
@@ -1017,8 +1199,13 @@ impl Core {
     }
 
     /// Bytes of a slot that is ready.
+    #[inline(always)]
     pub(crate) fn piece_of(&self, index: u16, start: u32, len: u32) -> Piece {
-        self.piece(index, self.slot(index), start, len)
+        let slot = self.slot(index);
+        if slot.server.get() == Server::Provider {
+            return self.provided_piece(index, start, len);
+        }
+        self.piece(index, slot, self.lending(slot), start, len)
     }
 
     /// Copies bytes of a slot that is ready and in the program's memory; how many, at least one.
@@ -1034,18 +1221,22 @@ impl Core {
     }
 
     pub(crate) fn slot_engine(&self, index: u16) -> Engine {
-        self.slot(index).engine.get()
+        match self.slot(index).server.get() {
+            Server::Pool => Engine::Copy,
+            Server::Lender | Server::LenderAlone => self.engine(),
+            Server::Provider => Engine::Provider,
+        }
     }
 
     pub(crate) fn uses(&self, index: u16) -> u32 {
         let slot = self.slot(index);
-        slot.inflight.get() - u32::from(slot.is(is::RELEASING))
+        slot.requests() - u32::from(slot.is(tie::RELEASING))
     }
 
     /// Whether a lease that was released has left its slot.
     pub(crate) fn is_over(&self, id: LeaseId) -> bool {
         let slot = self.slot(id.slot());
-        slot.generation.get() != id.generation() || slot.phase.get() == Phase::Free
+        slot.id() != id || slot.phase.get() == Phase::Free
     }
 
     #[inline(always)]
@@ -1061,8 +1252,9 @@ impl Core {
             self.features.need_send_zc()?;
         }
         let slot = self.slot(index);
-        let entry = self.consumer_entry(slot, self.piece(index, slot, start, len), consumer);
-        self.counted(index, slot, Kind::Use, entry, token)
+        let piece = self.piece_of(index, start, len);
+        let entry = self.consumer_entry(slot, piece, consumer);
+        counted(slot, Kind::Use, entry, token)
     }
 
     pub(crate) fn use_ranges(
@@ -1080,7 +1272,7 @@ impl Core {
             ));
         }
         let slot = self.slot(index);
-        if slot.is(is::RANGING) {
+        if slot.is(tie::RANGING) {
             return Err(Error::new(
                 ErrorKind::Busy,
                 "a lease takes one vectored write at a time: let the other one complete first",
@@ -1090,7 +1282,7 @@ impl Core {
         let mut vector = cell.get();
         let mut table = 0;
         for (place, (start, len)) in vector.iter_mut().zip(ranges) {
-            let piece = self.piece(index, slot, start, len);
+            let piece = self.piece_of(index, start, len);
             if piece.len != len || (table != 0 && piece.index != table) {
                 let what = "a vectored write of a provider's memory: each range must lie in one \
                             piece, and all of them in one region";
@@ -1107,27 +1299,9 @@ impl Core {
         } else {
             consume::writev_by_address(cell.as_ptr().cast(), count, sink, offset)
         };
-        let request = self.counted(index, slot, Kind::UseRanges, entry, 0)?;
-        slot.mark(is::RANGING);
+        let request = counted(slot, Kind::UseRanges, entry, 0)?;
+        slot.mark(tie::RANGING);
         Ok(request)
-    }
-
-    /// Counts a use and gives it its name.
-    #[inline(always)]
-    fn counted(
-        &self,
-        index: u16,
-        slot: &Slot,
-        kind: Kind,
-        entry: Entry,
-        token: u16,
-    ) -> Result<Entry> {
-        let Some(sequence) = slot.take_sequence() else { return Err(too_many_uses()) };
-        slot.begin();
-        let user_data = self.user_data(kind, index, slot)
-            | u64::from(sequence) << user_data::SEQUENCE_SHIFT
-            | u64::from(token) << user_data::TOKEN_SHIFT;
-        Ok(entry.user_data(user_data))
     }
 
     /// A request that can be taken back.
@@ -1135,6 +1309,35 @@ impl Core {
     pub(crate) fn prepare(&self, entry: Entry) -> Prepared<'_> {
         Prepared::new(entry, self, false)
     }
+}
+
+/// Counts a use and gives it its name.
+#[inline(always)]
+fn counted(slot: &Slot, kind: Kind, entry: Entry, token: u16) -> Result<Entry> {
+    let Some(sequence) = slot.take_sequence() else { return Err(too_many_uses()) };
+    slot.begin();
+    let user_data = slot.user_data(kind)
+        | u64::from(sequence) << user_data::SEQUENCE_SHIFT
+        | u64::from(token) << user_data::TOKEN_SHIFT;
+    Ok(entry.user_data(user_data))
+}
+
+/// How many requests a chain has.
+#[inline(always)]
+fn chain_len(lending: Option<&Lending>) -> usize {
+    if lending.is_some_and(Lending::chain_releases) { 3 } else { 2 }
+}
+
+/// The name of a chain's request. One through the pool has another one than that which a lender
+/// refused before.
+#[inline(always)]
+fn chain_user_data(slot: &Slot, lending: Option<&Lending>, kind: Kind) -> u64 {
+    slot.user_data(kind) | u64::from(attempt(lending)) << user_data::SEQUENCE_SHIFT
+}
+
+#[inline]
+fn attempt(lending: Option<&Lending>) -> u8 {
+    u8::from(lending.is_none())
 }
 
 #[cold]
