@@ -197,10 +197,10 @@ pub fn fill(file: &impl AsFd) -> io::Result<usize> {
 ///
 /// # Panics
 ///
-/// If that takes more than five seconds, or the ring fails.
+/// If that takes more than thirty seconds, or the ring fails.
 pub fn until_free(ring: &mut Ring, free: usize) -> Vec<Event> {
     let mut events = Vec::new();
-    for _ in 0..500 {
+    for _ in 0..3000 {
         ring.wait_timeout(usize::from(ring.free() < free), Duration::from_millis(10))
             .expect("waiting");
         while let Some(event) = ring.next_event() {
@@ -234,9 +234,9 @@ pub fn is_quiet(event: &Event) -> bool {
 ///
 /// # Panics
 ///
-/// If that takes more than five seconds, or the ring fails.
+/// If that takes more than thirty seconds, or the ring fails.
 pub fn until(ring: &mut Ring, mut wanted: impl FnMut(&Event) -> bool) -> Event {
-    for _ in 0..500 {
+    for _ in 0..3000 {
         while let Some(event) = ring.next_event() {
             if wanted(&event) {
                 return event;

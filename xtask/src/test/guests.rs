@@ -31,7 +31,7 @@ const C: &str = "c";
 const C_SKIPPED: &str = " --skip ::valgrind --skip ::static";
 
 /// The debug kernel is slow: there, only what uses kernels most, with the engines of the kernel.
-const IN_DEBUG: [&str; 4] = ["cli", "e2e", "fuzz", "lent"];
+const IN_DEBUG: [&str; 5] = ["cli", "e2e", "fuzz", "hostile", "lent"];
 
 /// Packages with tests that say something about a kernel, and executables of theirs that do not.
 const PACKAGES: [&str; 4] = ["uring-getbuf", "getbuf", "getbuf-capi", "getbuf-tests"];
