@@ -193,7 +193,8 @@ impl<'a> Relay<'a> {
     }
 
     /// Whether to use `SEND_ZC` for a socket. Default: where the engine lends the file's own
-    /// memory. A socket that cannot is sent to in the ordinary way.
+    /// memory and the peer is on another machine (to this one the kernel copies all the same). A
+    /// socket that cannot is sent to in the ordinary way.
     pub fn zero_copy_send(mut self, yes: bool) -> Self {
         self.zero_copy_send = Some(yes);
         self

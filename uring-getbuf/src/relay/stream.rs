@@ -5,6 +5,10 @@
 //! ends early or fails breaks the link, and the next round begins where it stopped.
 
 use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+
+use rustix::net::{getpeername, getsockname};
 
 use super::inspect::Head;
 use super::{Ends, Flow, Relay, SECTOR, Sink, Source};
@@ -84,6 +88,20 @@ struct Stream<'r, 'a> {
     zero_copy: bool,
 }
 
+/// Whether what a socket is sent stays on this machine. The kernel then copies it when it is
+/// received, also where it was sent without a copy, and `SEND_ZC` only adds its notification.
+fn stays_here(socket: BorrowedFd<'_>) -> bool {
+    let host = |address| Some(SocketAddr::try_from(address).ok()?.ip().to_canonical());
+    let own = getsockname(socket).ok().and_then(host);
+    let peer = getpeername(socket).ok().flatten().and_then(host);
+    is_same_machine(own, peer)
+}
+
+/// A UNIX socket has neither.
+fn is_same_machine(own: Option<IpAddr>, peer: Option<IpAddr>) -> bool {
+    peer.is_none_or(|peer| peer.is_loopback() || own == Some(peer))
+}
+
 pub(super) fn run(
     relay: &mut Relay<'_>,
     ring: &mut Ring,
@@ -97,7 +115,9 @@ pub(super) fn run(
     let end = relay.end(source.size).saturating_add(skipped);
     let zero_copy = sink == Sink::Socket
         && ring.support().features().send_zc
-        && relay.zero_copy_send.unwrap_or(ring.engine() != Engine::Copy);
+        && relay
+            .zero_copy_send
+            .unwrap_or_else(|| ring.engine() != Engine::Copy && !stays_here(relay.sink));
     // What a stream has given cannot be fetched again in another way.
     flow.copied = sink == Sink::Device && !source.seekable;
     let mut stream = Stream {
@@ -422,5 +442,27 @@ impl Stream<'_, '_> {
                 self.blocks.remove(index);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn what_stays_on_this_machine() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(stays_here(near.as_fd()));
+        assert!(stays_here(UnixStream::pair().unwrap().0.as_fd()));
+        let of = |text: &str| Some(text.parse().unwrap());
+        assert!(is_same_machine(of("192.0.2.1"), of("192.0.2.1")));
+        assert!(is_same_machine(of("::1"), of("::1")));
+        assert!(!is_same_machine(of("192.0.2.1"), of("192.0.2.2")));
+        assert!(!is_same_machine(of("2001:db8::1"), of("2001:db8::2")));
     }
 }
