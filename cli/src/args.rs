@@ -35,6 +35,9 @@ pub(crate) enum Command {
                             getbuf send disk.img one:9000 two:9000 three:9000 --patience 10\n  \
                             tar c . | getbuf send - [::1]:9000")]
     Send(SendArgs),
+    /// Listens for TCP connections, and passes each on to another address, both ways
+    #[command(after_help = "Example:\n  getbuf proxy 0.0.0.0:8080 127.0.0.1:80")]
+    Proxy(ProxyArgs),
     /// Measures every way of moving bytes that this kernel offers, side by side
     #[command(
         after_help = "Cases:\n  rfc        a page of the page cache to /dev/null, 1 to 32 in \
@@ -110,6 +113,29 @@ pub(crate) struct SendArgs {
     pub(crate) lag: Option<usize>,
     #[command(flatten)]
     pub(crate) options: Options,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ProxyArgs {
+    /// Where to listen, as HOST:PORT; an IPv6 address in brackets
+    #[arg(value_name = "LISTEN")]
+    pub(crate) listen: Address,
+    /// Where to pass connections on to, likewise. It is looked up once
+    #[arg(value_name = "UPSTREAM")]
+    pub(crate) upstream: Address,
+    /// Most connections at a time; others wait. Each has two leases, one for each direction
+    /// [default: 1024, or what fits RLIMIT_MEMLOCK]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=8192))]
+    pub(crate) connections: Option<u16>,
+    /// Bytes in one lease; K and M are understood [default: 16K, or what fits RLIMIT_MEMLOCK]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(crate) block_size: Option<u32>,
+    /// How to get at what a socket has: opcode, module or copy [default: the best that works]
+    #[arg(long, value_name = "ENGINE")]
+    pub(crate) engine: Option<Engine>,
+    /// Print nothing but what ends it
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
 }
 
 /// What every transfer can be told.

@@ -10,6 +10,7 @@ mod fan;
 mod fit;
 mod probe;
 mod progress;
+mod proxy;
 mod send;
 mod transfer;
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::Probe { json } => probe::run(json),
         Command::Cp(args) => cp::run(&args),
         Command::Send(args) => send::run(&args),
+        Command::Proxy(args) => proxy::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     done.map_or_else(End::report, |()| ExitCode::SUCCESS)

@@ -18,6 +18,7 @@ mod life;
 mod look;
 mod provide;
 mod relay;
+mod waits;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -80,6 +81,7 @@ fn add(engine: Engine, trials: &mut Vec<Trial>) {
         ("look", look::CENTRAL, look::CASES),
         ("provide", provide::CENTRAL, provide::CASES),
         ("relay", relay::CENTRAL, relay::CASES),
+        ("waits", waits::CENTRAL, waits::CASES),
         ("process", &[], child::CASES),
     ];
     for (area, central, cases) in areas {

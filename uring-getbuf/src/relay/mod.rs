@@ -27,11 +27,13 @@
 //! Descriptors may be blocking or not: where one answers `EAGAIN`, the relay waits until it is
 //! ready.
 //!
-//! [`FanOut`] moves one source to many sinks at once.
+//! [`FanOut`] moves one source to many sinks at once, and [`Proxy`] both ways between many pairs of
+//! sockets.
 
 mod blocks;
 mod fan;
 mod inspect;
+mod proxy;
 mod stream;
 
 use std::fmt;
@@ -50,6 +52,7 @@ use crate::ring::{Attached, Ring};
 pub use fan::{FanFailure, FanOut, FanReport, SinkReport};
 use inspect::Inspector;
 pub use inspect::Verdict;
+pub use proxy::{PairId, PairReport, Proxy, Step};
 
 /// How often a relay that can be cancelled looks whether it was, while nothing moves.
 const LOOK: Duration = Duration::from_millis(100);

@@ -201,6 +201,7 @@ impl Builder {
             asked: 0,
             answered: Cell::new(None),
             looker: None,
+            limits: None,
             uring,
             support,
             device,

@@ -25,6 +25,7 @@ const POLL: u8 = 0;
 pub(super) const CANCEL: u8 = 1;
 const BIND: u8 = 2;
 pub(super) const LOOK: u8 = 3;
+pub(super) const TIMEOUT: u8 = 4;
 
 /// `poll(2)` events that are always reported.
 const POLL_ALWAYS: u32 = (libc::POLLERR | libc::POLLHUP) as u32;
@@ -322,21 +323,33 @@ impl Ring {
         self.sweep();
         while self.slots.has_requests() {
             self.make_room(3)?;
-            let Some(outgoing) = self.slots.next_request() else { break };
-            let outgoing = match outgoing {
-                Outgoing::Clear(clear) => {
-                    self.clear(u32::from(clear.index()))?;
-                    clear.done();
-                    continue;
-                }
-                outgoing => outgoing,
-            };
-            // SAFETY: as in `chain`. The files are those of the first attempt, and still counted.
-            if unsafe { outgoing.push(&mut self.uring.submission()) }.is_err() {
-                return Err(queue_full());
+            if let Some((entry, limit)) = self.push_next()? {
+                self.push_limited(entry, limit);
             }
         }
         Ok(())
+    }
+
+    /// Queues the next of what the slots need sent, unless it has a limit.
+    fn push_next(&mut self) -> Result<Option<(Entry, Duration)>> {
+        let outgoing = match self.slots.next_request() {
+            None => return Ok(None),
+            Some(Outgoing::Clear(clear)) => {
+                self.clear(u32::from(clear.index()))?;
+                clear.done();
+                return Ok(None);
+            }
+            Some(Outgoing::Request(request)) => match self.limit_of(request.id()) {
+                Some(limit) => return Ok(Some((request.into_entry(), limit))),
+                None => Outgoing::Request(request),
+            },
+            Some(outgoing) => outgoing,
+        };
+        // SAFETY: as in `push`. The files are those of the first attempt, and still counted.
+        match unsafe { outgoing.push(&mut self.uring.submission()) } {
+            Ok(()) => Ok(None),
+            Err(_) => Err(queue_full()),
+        }
     }
 
     /// Empties a slot by an update of the table.

@@ -25,6 +25,7 @@
 //! | a lease is forgotten | its slot is lost until the ring is dropped |
 //! | an attached file is dropped | it is detached when its last request has completed |
 //! | the ring is dropped | its requests are cancelled; leases that are left name nothing |
+//! | a source has nothing yet, a sink is full | the request waits in the kernel, without a thread, until it can go on, is cancelled, or its [time](Ring::within) is over |
 //! | a request is cancelled | it completes with `ECANCELED`; its slot comes back as ever |
 //! | somebody unregisters the ring's buffers | requests fail with `EFAULT`; nothing else |
 
@@ -33,6 +34,7 @@ mod copy_out;
 mod drive;
 mod files;
 mod provide;
+mod within;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -61,6 +63,8 @@ pub(crate) use drive::Use;
 use drive::{CANCEL, push, queue_full};
 pub use files::Attached;
 use files::Files;
+use within::Limits;
+pub use within::Within;
 
 /// An io_uring with slots for leases. See the [module](self).
 ///
@@ -81,6 +85,8 @@ pub struct Ring {
     answered: Cell<Option<i32>>,
     /// For looks at what the kernel has lent.
     looker: Option<copy_out::Looker>,
+    /// Made by the first request that has one.
+    limits: Option<Limits>,
     support: Support,
     /// `/dev/getbuf`, with the module engine.
     device: Option<Attached>,

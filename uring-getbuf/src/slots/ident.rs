@@ -112,6 +112,11 @@ impl UseId {
         Self(user_data)
     }
 
+    /// Whether it is the fetch itself.
+    pub(crate) const fn is_fetch(self) -> bool {
+        matches!(Kind::of(self.0), Some(Kind::Fetch))
+    }
+
     /// What the request itself carries.
     pub(crate) const fn user_data(self) -> u64 {
         self.0
