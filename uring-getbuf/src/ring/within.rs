@@ -10,6 +10,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::Timespec;
 
 use super::drive::{TIMEOUT, push};
+use super::files::Names;
 use super::{Attached, Ring};
 use crate::consume::{Consumer, SendFlags};
 use crate::error::Result;
@@ -96,8 +97,7 @@ impl Ring {
     pub(super) fn push_limited(&mut self, entry: Entry, limit: Duration) {
         let timeout = self.timeout(limit);
         let mut queue = self.uring.submission();
-        push(&mut queue, &entry.flags(Flags::IO_LINK));
-        push(&mut queue, &timeout);
+        push(&mut queue, &[entry.flags(Flags::IO_LINK), timeout]);
     }
 }
 
@@ -111,11 +111,10 @@ impl Within<'_> {
         let Self { ring, limit } = self;
         let place = source.place_in(&ring.files)?;
         ring.make_room(2)?;
-        let (lease, entry) = ring.slots.fetch_entry(source.source(), offset, len)?;
+        let note = Names::fetch(place).note();
+        let (lease, entry) = ring.slots.fetch_entry(source.source(), offset, len, note)?;
         ring.limit_fetch(lease.id(), limit);
         ring.push_limited(entry, limit);
-        ring.files.begin(place);
-        ring.named[usize::from(lease.id().slot())].0 = place;
         Ok(lease)
     }
 
