@@ -41,9 +41,9 @@ const FAILING: [&str; 2] = ["/sys/kernel/debug/failslab", "/sys/kernel/debug/fai
 const SACRED: usize = 200_003;
 const ATTACKERS: u64 = 2;
 /// An attacker that takes longer for a share hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Requests that an attacker sends in a row.
-const SHARE: u64 = 10_000;
+const SHARE: u64 = 3_000;
 const KILLS: u64 = 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
