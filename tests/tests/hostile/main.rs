@@ -187,8 +187,10 @@ impl Place {
     fn change(&self, rng: &mut Rng) -> std::io::Result<()> {
         let path = self.folder.path("moving");
         if rng.u32(0..40) == 0 {
-            fs::remove_file(&path)?;
-            return fs::write(&path, vec![2; rng.usize(0..1 << 20)]);
+            // Another file takes its name.
+            let next = self.folder.path("next");
+            fs::write(&next, vec![2; rng.usize(0..1 << 20)])?;
+            return fs::rename(next, path);
         }
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
         match rng.u32(0..4) {
