@@ -54,6 +54,7 @@ pub(crate) const CASES: &[Case] = &[
     ("pipe_falls_back", pipe_falls_back),
     ("do_not_wait", do_not_wait),
     ("cancel_then_detach", cancel_then_detach),
+    ("cancel_hits_no_other_file", cancel_hits_no_other_file),
 ];
 
 fn fetch_and_write(rig: &Rig) -> Verdict {
@@ -483,6 +484,27 @@ fn cancel_then_detach(rig: &Rig) -> Verdict {
     ring.submit()?;
     to.write_all(b"here")?;
     assert_eq!(ring.wait_installed(fetched)?.expect("4 bytes").len(), 4);
+    Ok(())
+}
+
+/// A cancellation that is not sent yet keeps the place of its file: another file that took it
+/// would have its requests cancelled.
+fn cancel_hits_no_other_file(rig: &Rig) -> Verdict {
+    let mut ring = rig.small().files(2).build()?;
+    let (from, mut to) = pipe()?;
+    let (other, _writer) = pipe()?;
+    let source = ring.attach(&from)?;
+    let fetched = ring.fetch(&source, STREAM, 16)?;
+    ring.submit()?;
+    let cancelled = ring.attach(&other)?;
+    ring.cancel(&cancelled)?;
+    drop(cancelled);
+    // It would get the place that has just become free.
+    let again = ring.attach(&from)?;
+    ring.submit()?;
+    to.write_all(b"here")?;
+    assert_eq!(ring.wait_installed(fetched)?.expect("4 bytes").len(), 4);
+    drop(again);
     Ok(())
 }
 

@@ -7,8 +7,9 @@
 //! cargo test -p getbuf-tests --test fuzz -- --run ENGINE SETUP OPERATIONS [SEED]
 //! ```
 //!
-//! A failure prints the seed of its program, which does the same again: `--run` with that seed and as
-//! many operations as one program has. `GETBUF_TEST_ENGINE` names the only engine to try.
+//! A failure prints the seed of its program: `--run` with that seed, and as many operations as one
+//! program has, makes the same choices again as long as the kernel completes requests at the same
+//! moments. `GETBUF_TEST_ENGINE` names the only engine to try.
 
 mod model;
 mod world;

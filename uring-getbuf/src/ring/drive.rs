@@ -26,6 +26,8 @@ pub(super) const CANCEL: u8 = 1;
 const BIND: u8 = 2;
 pub(super) const LOOK: u8 = 3;
 pub(super) const TIMEOUT: u8 = 4;
+/// The cancellation of what names a place, which is named by it as well.
+pub(super) const CANCEL_FILE: u8 = 5;
 
 /// `poll(2)` events that are always reported.
 const POLL_ALWAYS: u32 = (libc::POLLERR | libc::POLLHUP) as u32;
@@ -451,7 +453,7 @@ impl Ring {
 
     /// Makes room in the kernel's queue of completions: `next_completion` gives them later. How
     /// many there were.
-    fn take_completions(&mut self) -> usize {
+    pub(super) fn take_completions(&mut self) -> usize {
         let before = self.early.len();
         while let Some(event) = self.take_completion() {
             self.early.push_back(event);
@@ -526,6 +528,10 @@ impl Driver for Ring {
             Some((POLL, value)) => {
                 self.files.done((value >> 32) as u16);
                 Event::Ready { token: value as u32, result: Errno::check(result) }
+            }
+            Some((CANCEL_FILE, value)) => {
+                self.files.done(value as u16);
+                Event::Pending
             }
             Some((BIND | LOOK, value)) => {
                 if value == u64::from(self.asked) {

@@ -60,7 +60,7 @@ use crate::slots::{Event, LeaseId, Slots, Stats, UseId, fetch_user_data};
 
 pub use builder::{Builder, Setup};
 pub(crate) use drive::Use;
-use drive::{CANCEL, push, queue_full};
+use drive::{CANCEL_FILE, push, queue_full};
 pub use files::Attached;
 use files::Files;
 use within::Limits;
@@ -179,7 +179,16 @@ impl Ring {
     pub fn attach(&mut self, file: &impl AsFd) -> Result<Attached> {
         self.sweep();
         let fd = file.as_fd().as_raw_fd();
-        let mut place = self.files.take()?;
+        let mut place = match self.files.take() {
+            Ok(place) => place,
+            // What still names a place may be done as soon as it is sent, such as a cancellation.
+            Err(_) => {
+                self.submit()?;
+                self.take_completions();
+                self.sweep();
+                self.files.take()?
+            }
+        };
         self.register(place.index(), fd)?;
         if let Some(device) = self.device.as_ref().map(Target::from)
             && let Some(bound) = self.bind(device, fd)?
@@ -380,7 +389,11 @@ impl Ring {
     pub fn cancel(&mut self, file: &Attached) -> Result<()> {
         let place = file.place_in(&self.files)?;
         let cancel = CancelBuilder::fd(Fixed(u32::from(place))).all();
-        self.push_own(&ops::AsyncCancel2::new(cancel).build(), CANCEL, 0)
+        let cancel = ops::AsyncCancel2::new(cancel).build();
+        self.push_own(&cancel, CANCEL_FILE, u64::from(place))?;
+        // Until it is done, the place is given to no other file, whose requests it would cancel.
+        self.files.begin(place);
+        Ok(())
     }
 
     /// Queues the cancellation of one fetch. It completes, with `ECANCELED` if it was not done yet.
