@@ -83,7 +83,7 @@ pub struct Source {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lent {
+pub(crate) enum Lent {
     /// As the file itself, where the engine can.
     Itself,
     /// As a descriptor of `/dev/getbuf` that is bound to it.
@@ -105,6 +105,11 @@ impl Source {
     #[must_use]
     pub fn copied(file: impl Into<Target>) -> Self {
         Self { file: file.into(), lent: Lent::Never }
+    }
+
+    #[inline]
+    pub(crate) const fn new(file: Target, lent: Lent) -> Self {
+        Self { file, lent }
     }
 
     pub(crate) const fn file(self) -> Target {

@@ -121,18 +121,33 @@ assert_not_impl_any!(Lease<Released>: Send, Sync, Clone);
 
 /// What a lease owns; its drop is what releases. A part of its own, so that a transition can move
 /// it from one state to the next.
+// Two words, so that a lease travels in registers.
 struct Claim {
     core: Rc<Core>,
-    id: LeaseId,
-    /// False once the slot has been let go.
-    holds: bool,
+    /// The lease's name, and [`HOLDS`].
+    id: u64,
+}
+
+/// The slot has not been let go.
+const HOLDS: u64 = 1 << 63;
+
+impl Claim {
+    #[inline]
+    fn id(&self) -> LeaseId {
+        LeaseId::of(self.id & !HOLDS)
+    }
+
+    #[inline]
+    fn slot(&self) -> u16 {
+        self.id().slot()
+    }
 }
 
 impl Drop for Claim {
     #[inline]
     fn drop(&mut self) {
-        if self.holds {
-            self.core.let_go(self.id.slot());
+        if self.id & HOLDS != 0 {
+            self.core.let_go(self.slot());
         }
     }
 }
@@ -156,7 +171,7 @@ impl<S: State> Lease<S> {
     #[inline]
     #[must_use]
     pub fn id(&self) -> LeaseId {
-        self.claim.id
+        self.claim.id()
     }
 
     #[inline]
@@ -173,7 +188,7 @@ impl<S: State> Lease<S> {
 impl Lease<Fetched> {
     #[inline]
     pub(crate) fn new(core: Rc<Core>, id: LeaseId) -> Self {
-        Self { claim: Claim { core, id, holds: true }, state: PhantomData }
+        Self { claim: Claim { core, id: HOLDS | id.word() }, state: PhantomData }
     }
 
     /// The installed lease, once the completion of the fetch has been given to
@@ -186,7 +201,7 @@ impl Lease<Fetched> {
     /// See [`NotInstalled`].
     #[inline]
     pub fn installed(self) -> Result<Lease<Installed>, NotInstalled> {
-        match self.claim.core.fetch_result(self.claim.id.slot()) {
+        match self.claim.core.fetch_result(self.claim.slot()) {
             None => Err(NotInstalled::Pending(self)),
             Some(Ok(0)) => Err(NotInstalled::EndOfFile),
             Some(Ok(_)) => Ok(self.into_state()),
@@ -197,14 +212,14 @@ impl Lease<Fetched> {
     /// Whether the fetch is still running.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        self.claim.core.fetch_result(self.claim.id.slot()).is_none()
+        self.claim.core.fetch_result(self.claim.slot()).is_none()
     }
 }
 
 impl Lease<Installed> {
     /// One that a provider has filled.
     pub(crate) fn provided(core: Rc<Core>, id: LeaseId) -> Self {
-        Self { claim: Claim { core, id, holds: true }, state: PhantomData }
+        Self { claim: Claim { core, id: HOLDS | id.word() }, state: PhantomData }
     }
 
     /// How many bytes there are. Never 0; fewer than were asked for at the end of a file, or
@@ -213,19 +228,19 @@ impl Lease<Installed> {
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "an installed lease is never empty")]
     pub fn len(&self) -> u32 {
-        self.claim.core.slot_len(self.claim.id.slot())
+        self.claim.core.slot_len(self.claim.slot())
     }
 
     /// The engine that fetched it.
     #[must_use]
     pub fn engine(&self) -> Engine {
-        self.claim.core.slot_engine(self.claim.id.slot())
+        self.claim.core.slot_engine(self.claim.slot())
     }
 
     /// How many requests use it now.
     #[must_use]
     pub fn uses(&self) -> u32 {
-        self.claim.core.uses(self.claim.id.slot())
+        self.claim.core.uses(self.claim.slot())
     }
 
     /// Prepares a `WRITE_FIXED` of `range` to `offset` of `sink`
@@ -301,7 +316,7 @@ impl Lease<Installed> {
         token: u16,
     ) -> Result<Entry> {
         let len = range.end - range.start;
-        self.claim.core.use_slot(self.claim.id.slot(), range.start, len, consumer, token)
+        self.claim.core.use_slot(self.claim.slot(), range.start, len, consumer, token)
     }
 
     /// Prepares a vectored write of up to [`MAX_RANGES`](crate::consume::MAX_RANGES) ranges, one
@@ -322,7 +337,7 @@ impl Lease<Installed> {
         }
         let ranges = ranges.iter().map(|range| (range.start, range.end - range.start));
         let core = &self.claim.core;
-        Ok(core.prepare(core.use_ranges(self.claim.id.slot(), ranges, sink.into(), offset)?))
+        Ok(core.prepare(core.use_ranges(self.claim.slot(), ranges, sink.into(), offset)?))
     }
 
     /// Copies bytes of the lease, from `offset` on, into memory, for a look at them. How many that
@@ -340,7 +355,7 @@ impl Lease<Installed> {
             let what = "a look at memory of the kernel's takes a request: Ring::copy_out sends it";
             return Err(Error::new(ErrorKind::Unavailable, what));
         }
-        let (slot, mut rest) = (self.claim.id.slot(), &mut into[..range.len()]);
+        let (slot, mut rest) = (self.claim.slot(), &mut into[..range.len()]);
         let mut start = range.start;
         while !rest.is_empty() {
             let copied = self.claim.core.copy_out(slot, start, rest);
@@ -366,14 +381,14 @@ impl Lease<Installed> {
 
     /// The index in the ring's table.
     pub(crate) fn table_index(&self) -> u16 {
-        self.claim.core.piece_of(self.claim.id.slot(), 0, 1).index
+        self.claim.core.piece_of(self.claim.slot(), 0, 1).index
     }
 
     /// A write of bytes of it that does not count as a use.
     pub(crate) fn look_entry(&self, start: u32, len: u32, to: RawFd) -> Entry {
         self.claim
             .core
-            .piece_of(self.claim.id.slot(), start, len)
+            .piece_of(self.claim.slot(), start, len)
             .write(Target::Fd(to), consume::STREAM)
     }
 
@@ -381,8 +396,8 @@ impl Lease<Installed> {
     /// last of them is done. Sent with the next submission.
     #[inline]
     pub fn release(mut self) -> Lease<Released> {
-        self.claim.holds = false;
-        self.claim.core.let_go(self.claim.id.slot());
+        self.claim.id &= !HOLDS;
+        self.claim.core.let_go(self.claim.slot());
         self.into_state()
     }
 
@@ -421,7 +436,7 @@ impl Lease<Released> {
     /// Whether the slot is empty, every use has ended, and the slot can serve somebody else.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.claim.core.is_over(self.claim.id)
+        self.claim.core.is_over(self.claim.id())
     }
 }
 
@@ -429,7 +444,7 @@ impl<S: State> fmt::Debug for Lease<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
             .field("state", &format_args!("{}", S::NAME))
-            .field("id", &self.claim.id)
+            .field("id", &self.claim.id())
             .finish_non_exhaustive()
     }
 }

@@ -51,6 +51,7 @@ impl Ring {
         Err(Error::new(ErrorKind::WrongRing, "the lease belongs to another ring"))
     }
 
+    #[inline]
     pub(super) fn write_range(
         &mut self,
         lease: &Lease<Installed>,
@@ -61,6 +62,7 @@ impl Ring {
         self.consume(lease, range, sink, Consumer::Write { sink: sink.into(), offset })
     }
 
+    #[inline]
     pub(super) fn send_range(
         &mut self,
         lease: &Lease<Installed>,
@@ -71,6 +73,7 @@ impl Ring {
         self.consume(lease, range, sink, Consumer::Send { sink: sink.into(), flags })
     }
 
+    #[inline]
     pub(super) fn send_zc_range(
         &mut self,
         lease: &Lease<Installed>,
@@ -126,14 +129,16 @@ impl Ring {
         chain: Chain,
     ) -> Result<LeaseId> {
         let (from, to) = (source.place_in(&self.files)?, sink.place_in(&self.files)?);
-        let mut queue = self.uring.submission();
-        if queue.capacity() - queue.len() < 3 {
+        let note = Names::chain(from, to).note();
+        loop {
+            let mut queue = self.uring.submission();
+            let push = |entries: &[Entry]| try_push(&mut queue, entries);
+            if let Some(id) = self.slots.start_chain(chain, note, push)? {
+                return Ok(id);
+            }
             drop(queue);
             self.drain_queue(3)?;
-            queue = self.uring.submission();
         }
-        let note = Names::chain(from, to).note();
-        self.slots.start_chain(chain, note, |entries| push(&mut queue, entries))
     }
 
     /// Queues the fetch of a file that is attached, in one of the ways that a source can be named.
@@ -376,7 +381,7 @@ impl Ring {
 
     #[cold]
     fn unregister_vacant(&mut self) {
-        let names = |place| self.slots.notes().map(|note| Names::of(note).count(place)).sum();
+        let names = |place| self.slots.watch(|note| Names::of(note).count(place));
         while let Some(index) = self.files.next_vacant(names) {
             // It fails where somebody has unregistered the whole table: then it is empty already.
             let _ = self.register(u32::from(index), -1);
@@ -488,7 +493,6 @@ impl Ring {
         }
     }
 
-    #[inline]
     pub(crate) fn next_completion(&mut self) -> Option<Event> {
         if !self.early.is_empty() {
             return self.early.pop_front();
@@ -498,7 +502,7 @@ impl Ring {
 
     /// The next completion that the kernel has left, and what it meant.
     #[inline(always)]
-    fn take_completion(&mut self) -> Option<Event> {
+    pub(super) fn take_completion(&mut self) -> Option<Event> {
         let completion = self.uring.completion().next()?;
         let (user_data, result) = (completion.user_data(), completion.result());
         self.slots.complete_for(user_data, result, completion.flags(), &*self)
@@ -551,15 +555,21 @@ fn has_room(uring: &mut IoUring, count: usize) -> bool {
     queue.capacity() - queue.len() >= count
 }
 
-/// Queues requests of the ring's own slots, for which there is room.
-#[inline]
-pub(super) fn push(queue: &mut SubmissionQueue<'_>, entries: &[Entry]) {
+/// Queues requests of the ring's own slots, if there is room for all of them.
+#[inline(always)]
+fn try_push(queue: &mut SubmissionQueue<'_>, entries: &[Entry]) -> bool {
     // SAFETY: the requests are of the slots of the ring that the queue belongs to (`Ring` has no
     // other way here), whose pool is registered with it; their files are attached and stay so until
     // they have completed; `next_event` gives every completion to the slots, and `Drop` keeps them as
     // long as requests need them.
-    let pushed = unsafe { queue.push_multiple(entries) };
-    debug_assert!(pushed.is_ok(), "there is room");
+    unsafe { queue.push_multiple(entries) }.is_ok()
+}
+
+/// Queues requests of the ring's own slots, for which there is room.
+#[inline(always)]
+pub(super) fn push(queue: &mut SubmissionQueue<'_>, entries: &[Entry]) {
+    let pushed = try_push(queue, entries);
+    debug_assert!(pushed, "there is room");
 }
 
 #[cold]

@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use io_uring::types::Fixed;
 
-use crate::engine::Source;
+use crate::engine::{Lent, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::opcode::Target;
 
@@ -29,7 +29,7 @@ struct Place {
     names: Cell<u32>,
     /// Detached, and named by fetches or chains that have not ended.
     left: Cell<bool>,
-    /// As in [`Attached`].
+    /// The place of the device's descriptor that is bound to this file, if there is one.
     bound: Cell<u16>,
 }
 
@@ -73,8 +73,6 @@ pub(super) struct Files {
     free: Cell<u16>,
     /// Detached and unused, but still registered; fetches and chains may name them.
     vacant: Cell<u16>,
-    /// How many places are [left](Place::left).
-    left: Cell<u16>,
 }
 
 impl Files {
@@ -89,7 +87,6 @@ impl Files {
             places: (1..=count).map(place).collect(),
             free: Cell::new(if count == 0 { NIL } else { 0 }),
             vacant: Cell::new(NIL),
-            left: Cell::new(0),
         })
     }
 
@@ -121,7 +118,7 @@ impl Files {
             Error::new(ErrorKind::NoFile, what)
         })?;
         self.begin(index);
-        Ok(Attached { files: Rc::clone(self), index, bound: NIL })
+        Ok(Attached { files: Rc::clone(self), index, lent: Lent::Itself })
     }
 
     /// A place whose file is to be unregistered now. It counts as free from here on. `names` says
@@ -140,20 +137,12 @@ impl Files {
                 return Some(index);
             }
             place.left.set(true);
-            self.left.set(self.left.get() + 1);
         }
     }
 
     /// A fetch or a chain with this note has ended.
-    #[inline(always)]
     pub(super) fn ended(&self, note: u32) {
-        if self.left.get() != 0 {
-            self.leave(Names::of(note));
-        }
-    }
-
-    #[cold]
-    fn leave(&self, names: Names) {
+        let names = Names::of(note);
         for index in [names.source, names.sink] {
             if index != NIL && self.place(index).left.get() {
                 self.done(index);
@@ -187,9 +176,7 @@ impl Files {
 impl Files {
     #[cold]
     fn vacate(&self, index: u16) {
-        if self.place(index).left.replace(false) {
-            self.left.set(self.left.get() - 1);
-        }
+        self.place(index).left.set(false);
         self.push(&self.vacant, index);
     }
 }
@@ -201,8 +188,8 @@ impl Files {
 pub struct Attached {
     files: Rc<Files>,
     index: u16,
-    /// The place of the device's descriptor that is bound to this file, if there is one.
-    bound: u16,
+    /// As what it is lent: under the name that the module knows, if it was bound.
+    lent: Lent,
 }
 
 impl Attached {
@@ -229,13 +216,10 @@ impl Attached {
         Fixed(u32::from(self.index)).into()
     }
 
-    /// The file as a source: under the name that the module knows, if it was bound.
+    /// The file as a source.
     #[inline]
     pub(crate) fn source(&self) -> Source {
-        match self.bound {
-            NIL => self.target().into(),
-            bound => Source::bound(self.target(), Fixed(u32::from(bound))),
-        }
+        Source::new(self.target(), self.lent)
     }
 
     /// The file as a source that is read into the pool.
@@ -248,7 +232,7 @@ impl Attached {
         // Named by this place from now on, instead of by `bound`.
         self.files.begin(bound.index);
         self.files.place(self.index).bound.set(bound.index);
-        self.bound = bound.index;
+        self.lent = Lent::Bound(bound.target());
     }
 }
 
@@ -303,7 +287,7 @@ mod tests {
         assert_eq!(files.next_vacant(|place| running[1].count(place)), Some(1));
         files.ended(running[1].note());
         assert_eq!(files.next_vacant(|_| 0), Some(0));
-        assert_eq!((files.next_vacant(|_| 0), files.left.get()), (None, 0));
+        assert_eq!(files.next_vacant(|_| 0), None);
     }
 
     #[test]

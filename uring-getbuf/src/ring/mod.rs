@@ -208,6 +208,7 @@ impl Ring {
     /// [`NoSlot`](ErrorKind::NoSlot), [`InvalidInput`](ErrorKind::InvalidInput),
     /// [`WrongRing`](ErrorKind::WrongRing), and the errors of [`submit`](Self::submit), which it
     /// calls where the submission queue is full.
+    #[inline]
     pub fn fetch(&mut self, source: &Attached, offset: u64, len: u32) -> Result<Lease<Fetched>> {
         self.fetch_from(source, source.source(), offset, len)
     }
@@ -315,6 +316,7 @@ impl Ring {
     /// # Errors
     ///
     /// Those of [`fetch`](Self::fetch).
+    #[inline]
     pub fn chain_write(
         &mut self,
         source: &Attached,
@@ -332,6 +334,7 @@ impl Ring {
     /// # Errors
     ///
     /// Those of [`fetch`](Self::fetch).
+    #[inline]
     pub fn chain_send(
         &mut self,
         source: &Attached,
@@ -349,6 +352,7 @@ impl Ring {
     /// # Errors
     ///
     /// Those of [`fetch`](Self::fetch), and [`Unavailable`](ErrorKind::Unavailable).
+    #[inline]
     pub fn chain_send_zc(
         &mut self,
         source: &Attached,
@@ -484,12 +488,18 @@ impl Ring {
     }
 
     /// The next event that is there. Makes no system call.
-    #[inline]
+    // As the `next` of an iterator: the event need not go through memory then.
+    #[inline(always)]
     pub fn next_event(&mut self) -> Option<Event> {
-        if let Some(event) = self.events.pop_front() {
-            return Some(event);
+        if self.events.len() | self.early.len() != 0 {
+            return self.next_kept();
         }
-        self.next_completion()
+        self.take_completion()
+    }
+
+    #[cold]
+    fn next_kept(&mut self) -> Option<Event> {
+        self.events.pop_front().or_else(|| self.early.pop_front())
     }
 
     /// Waits until a fetch is done, whatever came of it: [`Lease::installed`] tells.

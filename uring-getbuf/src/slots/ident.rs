@@ -81,6 +81,16 @@ pub(crate) const fn fetch_user_data(tag: u8, lease: LeaseId) -> u64 {
 pub struct LeaseId(u64);
 
 impl LeaseId {
+    #[inline]
+    pub(crate) const fn of(word: u64) -> Self {
+        Self(word)
+    }
+
+    #[inline]
+    pub(crate) const fn word(self) -> u64 {
+        self.0
+    }
+
     /// The slot, counted from 0. It is not the index in the ring's table of registered buffers.
     #[inline]
     #[must_use]
@@ -127,6 +137,11 @@ impl UseId {
     #[must_use]
     pub const fn lease(self) -> LeaseId {
         LeaseId(self.0 & user_data::LEASE)
+    }
+
+    #[inline]
+    pub(super) const fn kind(self) -> Option<Kind> {
+        Kind::of(self.0)
     }
 
     /// Which of the lease's uses.

@@ -209,8 +209,10 @@ impl Slots {
     ///
     /// As [`fetch`](Self::fetch); [`Unavailable`](ErrorKind::Unavailable) if the kernel does not
     /// have the consumer.
+    #[inline]
     pub fn chain(&self, chain: Chain) -> Result<(LeaseId, PreparedChain<'_>)> {
-        self.core.chain(chain)
+        let (id, chain) = self.core.chain(chain, 0)?;
+        Ok((id, PreparedChain::new(chain, false)))
     }
 
     /// How many requests a [`Chain`] from this source will be: what [`PreparedChain::len`] says of
@@ -248,21 +250,26 @@ impl Slots {
         self.core.complete(user_data, result, flags, driver)
     }
 
-    /// As [`chain`](Self::chain), for a driver that has made sure that it can push three requests.
-    /// It is given `note` back when the chain has ended.
+    /// Reserves a slot and pushes a whole chain. `push` is given two or three requests, and says
+    /// whether there was room for them. `None`: there was not.
     #[inline(always)]
     pub(crate) fn start_chain(
         &self,
         chain: Chain,
         note: u32,
-        requests: impl FnOnce(&[Entry]),
-    ) -> Result<LeaseId> {
-        self.core.start_chain(chain, note, requests)
+        push: impl FnOnce(&[Entry]) -> bool,
+    ) -> Result<Option<LeaseId>> {
+        let (id, chain) = self.core.chain(chain, note)?;
+        if chain.requests(push) {
+            return Ok(Some(id));
+        }
+        self.core.undo_chain(id.slot());
+        Ok(None)
     }
 
-    /// The notes of the fetches and chains that have not ended.
-    pub(crate) fn notes(&self) -> impl Iterator<Item = u32> {
-        self.core.notes()
+    /// Has the driver told when fetches and chains end whose notes `counts` counts; the sum.
+    pub(crate) fn watch(&self, counts: impl Fn(u32) -> u32) -> u32 {
+        self.core.watch(counts)
     }
 
     /// The next request that the slots themselves need sent: the release of a lease that was let

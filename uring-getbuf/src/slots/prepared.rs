@@ -2,13 +2,13 @@
 //! Requests that have been prepared and not pushed yet.
 
 use std::fmt;
-use std::mem;
+use std::mem::{self, ManuallyDrop};
 
 use io_uring::squeue::{Entry, Flags, SubmissionQueue};
 
 use super::event::Event;
 use super::ident::{UseId, user_data};
-use super::table::Core;
+use super::table::{Core, ReadyChain};
 
 /// A request of the slots that has not been pushed yet.
 ///
@@ -98,22 +98,23 @@ impl fmt::Debug for Prepared<'_> {
 /// them takes them back.
 #[must_use = "a prepared chain does nothing until it is pushed; dropping it takes it back"]
 pub struct PreparedChain<'a> {
-    core: &'a Core,
-    slot: u16,
+    chain: ReadyChain<'a>,
+    /// Taken back, it is still to be sent.
     requeue: bool,
 }
 
 impl<'a> PreparedChain<'a> {
-    #[inline]
-    pub(super) fn new(core: &'a Core, slot: u16, requeue: bool) -> Self {
-        Self { core, slot, requeue }
+    #[inline(always)]
+    pub(super) fn new(chain: ReadyChain<'a>, requeue: bool) -> Self {
+        Self { chain, requeue }
     }
 
     /// How many requests it has.
+    #[inline]
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a chain has at least two requests")]
     pub fn len(&self) -> usize {
-        self.core.chain_len(self.slot)
+        self.chain.len()
     }
 
     /// The raw requests, in their order, for a caller that has another way to push them. They must
@@ -121,9 +122,8 @@ impl<'a> PreparedChain<'a> {
     /// before the slots are gone.
     #[inline]
     pub fn into_entries(self) -> impl Iterator<Item = Entry> {
-        let entries = self.core.kept_chain(self.slot);
-        mem::forget(self);
-        entries
+        let chain = ManuallyDrop::new(self);
+        (0..chain.len()).filter_map(move |place| chain.chain.request(place))
     }
 
     /// Pushes all the requests, or none.
@@ -137,28 +137,28 @@ impl<'a> PreparedChain<'a> {
     /// The chain itself, if the queue has no room for all of it.
     #[inline]
     pub unsafe fn push(self, queue: &mut SubmissionQueue<'_>) -> Result<(), Self> {
-        if queue.capacity() - queue.len() < self.len() {
-            return Err(self);
+        // SAFETY: as in `Prepared::push`.
+        match self.chain.requests(|entries| unsafe { queue.push_multiple(entries) }) {
+            Ok(()) => {
+                mem::forget(self);
+                Ok(())
+            }
+            Err(_) => Err(self),
         }
-        for entry in self.core.kept_chain(self.slot) {
-            // SAFETY: as in `Prepared::push`.
-            let pushed = unsafe { queue.push(&entry) };
-            debug_assert!(pushed.is_ok(), "there is room for all of them");
-        }
-        mem::forget(self);
-        Ok(())
     }
 }
 
 impl Drop for PreparedChain<'_> {
+    #[inline]
     fn drop(&mut self) {
-        self.core.retract_chain(self.slot, self.requeue);
+        let (core, slot) = self.chain.place();
+        core.retract_chain(slot, self.requeue);
     }
 }
 
 impl fmt::Debug for PreparedChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PreparedChain").field(&self.slot).finish()
+        f.debug_tuple("PreparedChain").field(&self.chain.place().1).finish()
     }
 }
 

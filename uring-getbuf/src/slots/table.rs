@@ -35,11 +35,11 @@ enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Server {
     Pool,
+    Provider,
     /// The lender; where it refuses, the pool.
     Lender,
     /// The same for a fetch that is being cancelled: not the pool.
     LenderAlone,
-    Provider,
 }
 
 /// What ties a slot: marks, and above them the number of requests that have been handed out and
@@ -69,8 +69,8 @@ const NEVER: i32 = i32::MIN;
 struct Slot {
     /// What the `user_data` of all its requests have in common: tag, slot, and which of its lives.
     name: Cell<u64>,
-    /// The one completion that says that a fetch or a chain went as asked: `user_data` and result.
-    /// [`NEVER`]: it was there already, or another one was.
+    /// The one completion that says that the last request, or the chain, went as asked: `user_data`
+    /// and result. [`NEVER`]: it was there already, or another one was.
     awaited: Cell<u64>,
     awaited_result: Cell<i32>,
     /// See [`tie`].
@@ -137,17 +137,24 @@ impl Slot {
         (self.name.get() ^ user_data) & user_data::NAME == 0
     }
 
-    /// Says which completion a fetch or a chain should have.
+    /// The count of lives has run into the slot's number.
+    #[cold]
+    fn first_life(&self) {
+        self.name.set(self.name.get() - (user_data::GENERATION + 1));
+    }
+
+    /// Says which completion a request or a chain should have.
     #[inline(always)]
     fn expect(&self, user_data: u64, result: u32) {
         self.awaited.set(user_data);
         self.awaited_result.set(result as i32);
     }
 
-    /// Says that it is not, or no longer, to be expected; whether it was.
-    #[inline]
-    fn expect_nothing(&self) -> bool {
-        self.awaited_result.replace(NEVER) != NEVER
+    /// Says that it is not, or no longer, to be expected. From here on a chain keeps its progress.
+    fn expect_nothing(&self) {
+        if self.awaited_result.replace(NEVER) != NEVER {
+            self.progress.set(Progress::default());
+        }
     }
 
     #[inline]
@@ -242,7 +249,8 @@ impl Slot {
 
 /// Who drives the slots: is told what a completion ends, and has the last word on some of them.
 pub(crate) trait Driver {
-    /// A fetch or a chain that was given this note has had its last completion.
+    /// A fetch or a chain that was given this note has had its last completion. If that is as it
+    /// was to be expected, only those that are [watched](Core::watch) are told of.
     fn noted(&self, _note: u32) {}
     /// A use with this token has.
     fn consumer(&self, _token: u16) {}
@@ -374,41 +382,20 @@ impl Core {
     }
 
     /// Reserves a slot for a chain, whose requests are still to be made.
-    pub(super) fn chain(&self, chain: Chain) -> Result<(LeaseId, PreparedChain<'_>)> {
-        let (index, slot, chain) = self.begin_chain(chain)?;
-        self.serve(slot, chain.source);
-        slot.keep(&chain);
-        Ok((slot.id(), PreparedChain::new(self, index, false)))
-    }
-
-    /// The same, and makes its requests, for a driver that has made sure that it can push three.
     #[inline(always)]
-    pub(super) fn start_chain(
-        &self,
-        chain: Chain,
-        note: u32,
-        requests: impl FnOnce(&[Entry]),
-    ) -> Result<LeaseId> {
-        let (index, slot, chain) = self.begin_chain(chain)?;
-        slot.note.set(note);
-        match self.serve(slot, chain.source) {
-            None => self.chain_requests(index, slot, None, &chain, requests),
-            lending => {
-                slot.keep(&chain);
-                self.chain_requests(index, slot, lending, &chain, requests);
-            }
-        }
-        Ok(slot.id())
-    }
-
-    #[inline(always)]
-    fn begin_chain(&self, chain: Chain) -> Result<(u16, &Slot, Chain)> {
+    pub(super) fn chain(&self, chain: Chain, note: u32) -> Result<(LeaseId, ReadyChain<'_>)> {
         if matches!(chain.consumer, Consumer::SendZc { .. }) {
             self.features.need_send_zc()?;
         }
         let (index, slot) = self.reserve(chain.len, Phase::Chained)?;
         slot.ties.set(tie::REQUEST);
-        Ok((index, slot, Chain { consumer: chain.consumer.waiting_for_all(), ..chain }))
+        slot.note.set(note);
+        let chain = Chain { consumer: chain.consumer.waiting_for_all(), ..chain };
+        let lending = self.serve(slot, chain.source);
+        if lending.is_some() {
+            slot.keep(&chain);
+        }
+        Ok((slot.id(), ReadyChain { core: self, index, slot, lending, chain }))
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -436,10 +423,18 @@ impl Core {
         counted - waiting as u64
     }
 
-    /// The notes of the fetches and chains that have not ended.
-    pub(super) fn notes(&self) -> impl Iterator<Item = u32> {
+    /// Has fetches and chains that have not ended told of when they end: those whose notes
+    /// `counts` counts. The sum.
+    pub(super) fn watch(&self, counts: impl Fn(u32) -> u32) -> u32 {
         let running = |slot: &&Slot| matches!(slot.phase.get(), Phase::Fetching | Phase::Chained);
-        self.slots.iter().filter(running).map(|slot| slot.note.get())
+        let counts = |slot: &Slot| {
+            let count = counts(slot.note.get());
+            if count > 0 {
+                slot.expect_nothing();
+            }
+            count
+        };
+        self.slots.iter().filter(running).map(counts).sum()
     }
 
     pub(super) fn is_emptying(&self) -> bool {
@@ -536,11 +531,32 @@ impl Core {
     /// list if nothing is left that names it.
     #[inline(always)]
     fn settle(&self, index: u16, slot: &Slot) {
-        match slot.ties.get() {
-            0 => self.vacate(index, slot),
-            ties if ties & (tie::HELD | tie::QUEUED | tie::RELEASING) != 0 => {}
-            ties if ties & (tie::INSTALLED | tie::PROVIDED) != 0 => self.give_back(index, slot),
-            _ => {}
+        let ties = slot.ties.get();
+        if ties == 0 {
+            self.vacate(index, slot);
+        } else if ties & tie::HELD == 0 {
+            self.settle_tied(index, slot);
+        }
+    }
+
+    /// The same for a slot that something else than its lease ties.
+    #[inline(never)]
+    fn settle_tied(&self, index: u16, slot: &Slot) {
+        if slot.is(tie::QUEUED | tie::RELEASING) {
+            return;
+        }
+        if slot.is(tie::PROVIDED) {
+            return self.give_back_provided(index, slot);
+        }
+        if slot.is(tie::INSTALLED) {
+            // A chain is not to be sent again.
+            slot.phase.set(Phase::Ready);
+            if !self.lending.is_some_and(|lending| lending.replace) {
+                return self.enqueue(index, slot);
+            }
+            slot.unmark(tie::INSTALLED);
+            slot.left.set(true);
+            self.settle(index, slot);
         }
     }
 
@@ -549,25 +565,12 @@ impl Core {
     fn vacate(&self, index: u16, slot: &Slot) {
         debug_assert_ne!(slot.phase.get(), Phase::Free, "slot {index} is freed twice");
         slot.phase.set(Phase::Free);
-        let name = slot.name.get();
-        slot.name.set(name & !user_data::GENERATION | (name + 1) & user_data::GENERATION);
+        slot.name.set(slot.name.get() + 1);
+        if slot.name.get() & user_data::GENERATION == 0 {
+            slot.first_life();
+        }
         slot.next.set(self.free.replace(index));
         self.freed.set(self.freed.get() + 1);
-    }
-
-    /// Nobody needs what a lender or a provider has in the slot.
-    fn give_back(&self, index: u16, slot: &Slot) {
-        if slot.is(tie::PROVIDED) {
-            return self.give_back_provided(index, slot);
-        }
-        // A chain is not to be sent again.
-        slot.phase.set(Phase::Ready);
-        if !self.lending.is_some_and(|lending| lending.replace) {
-            return self.enqueue(index, slot);
-        }
-        slot.unmark(tie::INSTALLED);
-        slot.left.set(true);
-        self.settle(index, slot);
     }
 
     fn enqueue(&self, index: u16, slot: &Slot) {
@@ -604,13 +607,18 @@ impl Core {
                 let entry = self.fetch_entry(index, slot, self.lending(slot), fetch);
                 Outgoing::Request(Prepared::new(entry, self, true))
             }
-            Phase::Chained => Outgoing::Chain(PreparedChain::new(self, index, true)),
+            Phase::Chained => {
+                let (lending, chain) = (self.lending(slot), slot.kept());
+                let chain = ReadyChain { core: self, index, slot, lending, chain };
+                Outgoing::Chain(PreparedChain::new(chain, true))
+            }
             _ => {
                 slot.mark(tie::RELEASING);
                 slot.begin();
                 let Lending { lender, first, .. } =
                     self.lending.expect("only a lender installs buffers");
                 let user_data = slot.user_data(Kind::Release);
+                slot.expect(user_data, 0);
                 match lender.release(first + index) {
                     Some(entry) => {
                         Outgoing::Request(Prepared::new(entry.user_data(user_data), self, true))
@@ -699,12 +707,6 @@ impl Core {
         }
     }
 
-    /// How many requests the chain in a slot has, by whoever serves it now.
-    #[inline]
-    pub(super) fn chain_len(&self, index: u16) -> usize {
-        chain_len(self.lending(self.slot(index)))
-    }
-
     /// How many requests a chain from this source will have.
     #[inline]
     pub(super) fn chain_len_from(&self, source: Source) -> usize {
@@ -716,93 +718,6 @@ impl Core {
                 3
             }
             _ => 2,
-        }
-    }
-
-    /// The linked requests of the chain in a slot, in their order.
-    #[inline]
-    pub(super) fn kept_chain(&self, index: u16) -> impl Iterator<Item = Entry> {
-        let slot = self.slot(index);
-        let lending = self.lending(slot);
-        self.expect_chain(slot, lending);
-        let chain = slot.kept();
-        (0..chain_len(lending))
-            .map(move |step| self.chain_request(index, slot, lending, &chain, step))
-    }
-
-    /// The linked requests of a chain, in their order.
-    #[inline(always)]
-    fn chain_requests(
-        &self,
-        index: u16,
-        slot: &Slot,
-        lending: Option<&Lending>,
-        chain: &Chain,
-        requests: impl FnOnce(&[Entry]),
-    ) {
-        self.expect_chain(slot, lending);
-        let request = |step| self.chain_request(index, slot, lending, chain, step);
-        if chain_len(lending) == 3 {
-            requests(&[request(0), request(1), request(2)]);
-        } else {
-            requests(&[request(0), request(1)]);
-        }
-    }
-
-    /// One of them.
-    ///
-    /// Where the chain ends with the release, the links are hard, so that the slot is emptied in
-    /// every case; it holds exactly what was fetched. Otherwise they are soft: a fetch that fails
-    /// or comes back short must not be followed by a consumer of what an earlier lease left in the
-    /// block or in the slot.
-    #[inline(always)]
-    fn chain_request(
-        &self,
-        index: u16,
-        slot: &Slot,
-        lending: Option<&Lending>,
-        chain: &Chain,
-        step: usize,
-    ) -> Entry {
-        let Chain { source, offset, len, consumer } = *chain;
-        let releases = chain_len(lending) == 3;
-        match step {
-            0 => {
-                let fetch = match lending {
-                    Some(lending) => lending.fetch(index, slot, source, offset, len),
-                    None => self.read_entry(slot, source.file(), offset, len),
-                };
-                let link = if releases { Flags::IO_HARDLINK } else { Flags::IO_LINK };
-                let name = chain_user_data(slot, lending, Kind::ChainFetch);
-                fetch.flags(link | Flags::SKIP_SUCCESS).user_data(name)
-            }
-            1 => {
-                let piece = self.piece(index, slot, lending, 0, len);
-                let flags = match consumer {
-                    _ if !releases => Flags::empty(),
-                    // The kernel refuses to skip the completions of SEND_ZC.
-                    Consumer::SendZc { .. } => Flags::IO_HARDLINK,
-                    _ => Flags::IO_HARDLINK | Flags::SKIP_SUCCESS,
-                };
-                let name = chain_user_data(slot, lending, Kind::ChainUse);
-                self.consumer_entry(slot, piece, consumer).flags(flags).user_data(name)
-            }
-            _ => {
-                let release =
-                    lending.and_then(|Lending { lender, first, .. }| lender.release(first + index));
-                let name = chain_user_data(slot, lending, Kind::ChainRelease);
-                release.expect("the chain ends with a release").user_data(name)
-            }
-        }
-    }
-
-    /// Of a chain that goes as asked there is one completion.
-    #[inline(always)]
-    fn expect_chain(&self, slot: &Slot, lending: Option<&Lending>) {
-        if chain_len(lending) == 3 {
-            slot.expect(chain_user_data(slot, lending, Kind::ChainRelease), 0);
-        } else {
-            slot.expect(chain_user_data(slot, lending, Kind::ChainUse), slot.len.get());
         }
     }
 
@@ -820,59 +735,66 @@ impl Core {
             return self.unknown(user_data, result, flags, driver);
         };
         if slot.awaited.get() == user_data && slot.awaited_result.get() == result && flags == 0 {
-            return Some(self.as_asked(name.lease(), slot, driver));
+            return Some(self.as_asked(name, slot, driver));
         }
         if !slot.is_named_by(user_data) {
             return self.unknown(user_data, result, flags, driver);
         }
-        match Kind::of(user_data) {
-            Some(kind @ (Kind::Use | Kind::UseRanges)) => {
-                Some(self.used(name, slot, kind, result, flags, driver))
-            }
-            kind => Some(self.otherwise(name, slot, kind, result, flags, driver)),
-        }
+        Some(self.otherwise(name, slot, result, flags, driver))
     }
 
-    /// A fetch or a chain has gone as asked.
+    /// What was [awaited](Slot::awaited) has gone as asked.
     #[inline(always)]
-    fn as_asked(&self, id: LeaseId, slot: &Slot, driver: &impl Driver) -> Event {
-        let len = slot.len.get();
-        slot.expect_nothing();
+    fn as_asked(&self, name: UseId, slot: &Slot, driver: &impl Driver) -> Event {
+        let id = name.lease();
+        let done = slot.awaited_result.replace(NEVER) as u32;
         slot.finish();
-        if slot.phase.get() == Phase::Chained {
+        let phase = slot.phase.get();
+        if phase == Phase::Chained {
+            let len = slot.len.get();
             if self.lending(slot).is_some_and(|lending| !lending.chain_releases()) {
                 self.installed(slot, len);
             }
             self.settle(id.slot(), slot);
-            driver.noted(slot.note.get());
-            return Event::Chained { id, outcome: ChainOutcome::Done(len) };
+            Event::Chained { id, outcome: ChainOutcome::Done(len) }
+        } else if phase == Phase::Fetching {
+            slot.phase.set(Phase::Ready);
+            self.installed(slot, done);
+            self.settle(id.slot(), slot);
+            Event::Fetched { lease: id, result: Ok(done) }
+        } else if slot.is(tie::RELEASING) {
+            // The last request of a slot.
+            slot.unmark(tie::RELEASING | tie::INSTALLED);
+            self.settle(id.slot(), slot);
+            Event::Released { lease: id }
+        } else {
+            slot.return_sequence(name.sequence());
+            self.settle(id.slot(), slot);
+            driver.consumer(name.token());
+            Event::Used { id: name, result: Ok(done), more: false }
         }
-        debug_assert_eq!(slot.phase.get(), Phase::Fetching);
-        slot.phase.set(Phase::Ready);
-        self.installed(slot, len);
-        self.settle(id.slot(), slot);
-        driver.noted(slot.note.get());
-        Event::Fetched { lease: id, result: Ok(len) }
     }
 
-    /// A completion of anything but a use, if it is not as asked.
+    /// A completion that was not awaited, or not so.
     #[inline(never)]
     fn otherwise(
         &self,
         name: UseId,
         slot: &Slot,
-        kind: Option<Kind>,
         result: i32,
         flags: u32,
         driver: &impl Driver,
     ) -> Event {
-        match kind {
+        match name.kind() {
             Some(Kind::Fetch) => self.fetched(name.lease(), slot, result, driver),
+            Some(kind @ (Kind::Use | Kind::UseRanges)) => {
+                self.used(name, slot, kind, result, flags, driver)
+            }
             Some(Kind::Release) => self.released(name.lease(), slot, result),
             Some(kind @ (Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease)) => {
                 self.chained(name, slot, kind, result, flags, driver)
             }
-            Some(Kind::Use | Kind::UseRanges) | None => self.stale(),
+            None => self.stale(),
         }
     }
 
@@ -966,7 +888,6 @@ impl Core {
         Event::Fetched { lease: id, result }
     }
 
-    #[inline(always)]
     fn used(
         &self,
         id: UseId,
@@ -981,6 +902,7 @@ impl Core {
             if !slot.return_sequence(id.sequence()) {
                 return self.stray(flags);
             }
+            slot.expect_nothing();
             if kind == Kind::UseRanges {
                 slot.unmark(tie::RANGING);
             }
@@ -995,11 +917,11 @@ impl Core {
         }
     }
 
-    #[inline]
     fn released(&self, id: LeaseId, slot: &Slot, result: i32) -> Event {
         if !slot.is(tie::RELEASING) {
             return self.stale();
         }
+        slot.expect_nothing();
         slot.unmark(tie::RELEASING);
         slot.finish();
         // Cancelled: it never ran, and the buffer is still there. Any other error says that there
@@ -1027,9 +949,7 @@ impl Core {
         }
         let id = name.lease();
         let releases = chain_len(self.lending(slot)) == 3;
-        if slot.expect_nothing() {
-            slot.progress.set(Progress::default());
-        }
+        slot.expect_nothing();
         let mut progress = slot.progress.get();
         let done = match kind {
             // Posted only where it is not as asked. A soft link stops here.
@@ -1101,11 +1021,127 @@ impl Core {
     #[cold]
     pub(super) fn retract_chain(&self, index: u16, requeue: bool) {
         let slot = self.slot(index);
+        slot.expect_nothing();
         if requeue {
             return self.enqueue(index, slot);
         }
         slot.finish();
         self.settle(index, slot);
+    }
+
+    /// There was no room for a chain: it is as if it had never been.
+    #[cold]
+    pub(super) fn undo_chain(&self, index: u16) {
+        self.retract_chain(index, false);
+        self.taken.set(self.taken.get() - 1);
+        self.freed.set(self.freed.get() - 1);
+    }
+}
+
+/// A chain in its slot, whose requests can be made.
+pub(super) struct ReadyChain<'a> {
+    core: &'a Core,
+    index: u16,
+    slot: &'a Slot,
+    /// Who serves it, if not the pool.
+    lending: Option<&'a Lending>,
+    chain: Chain,
+}
+
+impl ReadyChain<'_> {
+    #[inline]
+    pub(super) fn place(&self) -> (&Core, u16) {
+        (self.core, self.index)
+    }
+
+    /// How many requests it has.
+    #[inline(always)]
+    pub(super) fn len(&self) -> usize {
+        if self.lending.is_some_and(Lending::chain_releases) { 3 } else { 2 }
+    }
+
+    /// Its linked requests, in their order.
+    #[inline(always)]
+    pub(super) fn requests<T>(&self, take: impl FnOnce(&[Entry]) -> T) -> T {
+        match self.lending {
+            None => take(&[self.fetch(None), self.consume(None)]),
+            Some(lending) => match self.release(lending) {
+                None => take(&[self.fetch(Some(lending)), self.consume(Some(lending))]),
+                Some(release) => {
+                    take(&[self.fetch(Some(lending)), self.consume(Some(lending)), release])
+                }
+            },
+        }
+    }
+
+    /// One of them, by its place.
+    #[inline(always)]
+    pub(super) fn request(&self, place: usize) -> Option<Entry> {
+        match place {
+            0 => Some(self.fetch(self.lending)),
+            1 => Some(self.consume(self.lending)),
+            2 => self.lending.and_then(|lending| self.release(lending)),
+            _ => None,
+        }
+    }
+
+    /// The name of a request. One through the pool has another one than that which a lender
+    /// refused before.
+    #[inline(always)]
+    fn user_data(&self, kind: Kind, lending: Option<&Lending>) -> u64 {
+        self.slot.user_data(kind) | u64::from(attempt(lending)) << user_data::SEQUENCE_SHIFT
+    }
+
+    /// The fetch, and the link that all but the last have.
+    ///
+    /// Where the chain ends with the release, the links are hard, so that the slot is emptied in
+    /// every case; it holds exactly what was fetched. Otherwise they are soft: a fetch that fails
+    /// or comes back short must not be followed by a consumer of what an earlier lease left in the
+    /// block or in the slot.
+    #[inline(always)]
+    fn fetch(&self, lending: Option<&Lending>) -> Entry {
+        let Chain { source, offset, len, .. } = self.chain;
+        let (fetch, link) = match lending {
+            Some(lending) => {
+                let fetch = lending.fetch(self.index, self.slot, source, offset, len);
+                let hard = lending.chain_releases();
+                (fetch, if hard { Flags::IO_HARDLINK } else { Flags::IO_LINK })
+            }
+            None => (self.core.read_entry(self.slot, source.file(), offset, len), Flags::IO_LINK),
+        };
+        let user_data = self.user_data(Kind::ChainFetch, lending);
+        fetch.flags(link | Flags::SKIP_SUCCESS).user_data(user_data)
+    }
+
+    /// The consumer. The last request is the one that completes if all goes as asked.
+    #[inline(always)]
+    fn consume(&self, lending: Option<&Lending>) -> Entry {
+        let Self { core, slot, chain: Chain { len, consumer, .. }, .. } = *self;
+        let piece = core.piece(self.index, slot, lending, 0, len);
+        let user_data = self.user_data(Kind::ChainUse, lending);
+        let flags = if lending.is_some_and(Lending::chain_releases) {
+            match consumer {
+                // The kernel refuses to skip the completions of SEND_ZC.
+                Consumer::SendZc { .. } => Flags::IO_HARDLINK,
+                _ => Flags::IO_HARDLINK | Flags::SKIP_SUCCESS,
+            }
+        } else {
+            slot.expect(user_data, len);
+            Flags::empty()
+        };
+        core.consumer_entry(slot, piece, consumer).flags(flags).user_data(user_data)
+    }
+
+    /// `None`: the chain does not end with the release.
+    #[inline(always)]
+    fn release(&self, lending: &Lending) -> Option<Entry> {
+        if lending.replace {
+            return None;
+        }
+        let release = lending.lender.release(lending.first + self.index)?;
+        let user_data = self.user_data(Kind::ChainRelease, Some(lending));
+        self.slot.expect(user_data, 0);
+        Some(release.user_data(user_data))
     }
 }
 
@@ -1254,7 +1290,9 @@ impl Core {
         let slot = self.slot(index);
         let piece = self.piece_of(index, start, len);
         let entry = self.consumer_entry(slot, piece, consumer);
-        counted(slot, Kind::Use, entry, token)
+        let entry = counted(slot, Kind::Use, entry, token)?;
+        slot.expect(entry.get_user_data(), len);
+        Ok(entry)
     }
 
     pub(crate) fn use_ranges(
@@ -1328,13 +1366,7 @@ fn chain_len(lending: Option<&Lending>) -> usize {
     if lending.is_some_and(Lending::chain_releases) { 3 } else { 2 }
 }
 
-/// The name of a chain's request. One through the pool has another one than that which a lender
-/// refused before.
-#[inline(always)]
-fn chain_user_data(slot: &Slot, lending: Option<&Lending>, kind: Kind) -> u64 {
-    slot.user_data(kind) | u64::from(attempt(lending)) << user_data::SEQUENCE_SHIFT
-}
-
+/// Distinguishes the names of a chain's requests: first those of a lender, then those of the pool.
 #[inline]
 fn attempt(lending: Option<&Lending>) -> u8 {
     u8::from(lending.is_none())
