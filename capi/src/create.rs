@@ -38,9 +38,14 @@ static LEFT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 /// # Safety
 ///
 /// `from` points to as many bytes as its first 32 bits say, if they say `least` or more.
+#[inline]
 pub(crate) unsafe fn read_sized<T: Copy>(from: *const T, least: usize, zero: T) -> Outcome<T> {
     // SAFETY: every one of these structures begins with its size.
     let size = unsafe { *from.cast::<u32>() } as usize;
+    if size == size_of::<T>() {
+        // SAFETY: the caller's promise; `T` is plain data of C.
+        return Ok(unsafe { from.read_unaligned() });
+    }
     if size < least {
         return Err(libc::EINVAL);
     }

@@ -406,7 +406,7 @@ pub unsafe extern "C" fn getbuf_chain(
         }
         let chain = Chain::new(source, what.offset, what.len, consumer);
         let (id, requests) = getbuf.slots.chain(chain).map_err(number)?;
-        sqes.fill(requests.into_entries());
+        requests.with_entries(|entries| sqes.fill(entries));
         let value = getbuf.hand_out(id.slot(), Held::Chain, what.data);
         // SAFETY: not null, and the caller's promise.
         unsafe { *lease = value };
@@ -510,7 +510,8 @@ pub unsafe extern "C" fn getbuf_next(
     };
     match ready {
         Ok(()) => {
-            sqes.fill(getbuf.outgoing.drain(..));
+            sqes.fill(&getbuf.outgoing);
+            getbuf.outgoing.clear();
             0
         }
         Err(errno) => {

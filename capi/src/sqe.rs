@@ -78,10 +78,11 @@ impl<'a> Sqes<'a> {
     }
 
     /// Fills them.
-    pub(crate) fn fill(&self, entries: impl Iterator<Item = Entry>) {
+    #[inline]
+    pub(crate) fn fill(&self, entries: &[Entry]) {
         for (sqe, entry) in self.0.iter().zip(entries) {
             // SAFETY: `new` was promised that it is null or writable, and `check` found it not null.
-            unsafe { fill(*sqe, &entry) };
+            unsafe { fill(*sqe, entry) };
         }
     }
 

@@ -296,7 +296,7 @@ impl Lease<Installed> {
     /// # Errors
     ///
     /// As the consumer's own method.
-    #[inline]
+    #[inline(always)]
     pub fn consume(
         &self,
         range: impl RangeBounds<u32>,

@@ -209,7 +209,7 @@ impl Slots {
     ///
     /// As [`fetch`](Self::fetch); [`Unavailable`](ErrorKind::Unavailable) if the kernel does not
     /// have the consumer.
-    #[inline]
+    #[inline(always)]
     pub fn chain(&self, chain: Chain) -> Result<(LeaseId, PreparedChain<'_>)> {
         let (id, chain) = self.core.chain(chain, 0)?;
         Ok((id, PreparedChain::new(chain, false)))

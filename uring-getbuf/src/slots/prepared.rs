@@ -126,6 +126,12 @@ impl<'a> PreparedChain<'a> {
         (0..chain.len()).filter_map(move |place| chain.chain.request(place))
     }
 
+    /// The same, all of them at once.
+    #[inline]
+    pub fn with_entries<T>(self, take: impl FnOnce(&[Entry]) -> T) -> T {
+        ManuallyDrop::new(self).chain.requests(take)
+    }
+
     /// Pushes all the requests, or none.
     ///
     /// # Safety
