@@ -633,9 +633,7 @@ fn alone_chain(slots: &Slots, depth: u16, leases: u64) -> Outcome {
         for _ in 0..depth {
             let (_, chain) = slots.chain(Chain::new(ZERO, 0, BLOCK, consumer))?;
             let mut name = 0;
-            for entry in chain.into_entries() {
-                name = pass(&entry);
-            }
+            chain.into_entries().for_each(|entry| name = pass(&entry));
             sent.push(name);
         }
         for name in sent.drain(..) {

@@ -119,11 +119,10 @@ impl<'a> PreparedChain<'a> {
 
     /// The raw requests, in their order, for a caller that has another way to push them. They must
     /// be submitted together, and count as pushed: if they never are, their slot is not free again
-    /// before the slots are gone.
+    /// before the slots are gone. `for_each` costs less than a loop.
     #[inline]
     pub fn into_entries(self) -> impl Iterator<Item = Entry> {
-        let chain = ManuallyDrop::new(self);
-        (0..chain.len()).filter_map(move |place| chain.chain.request(place))
+        Entries { chain: ManuallyDrop::new(self), next: 0 }
     }
 
     /// The same, all of them at once.
@@ -151,6 +150,29 @@ impl<'a> PreparedChain<'a> {
             }
             Err(_) => Err(self),
         }
+    }
+}
+
+struct Entries<'a> {
+    chain: ManuallyDrop<PreparedChain<'a>>,
+    next: usize,
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Entry;
+
+    #[inline]
+    fn next(&mut self) -> Option<Entry> {
+        let entry = self.chain.chain.request(self.next)?;
+        self.next += 1;
+        Some(entry)
+    }
+
+    /// All in one go: each kind of chain has straight code then.
+    #[inline]
+    fn fold<B, F: FnMut(B, Entry) -> B>(self, init: B, take: F) -> B {
+        let first = self.next;
+        self.chain.chain.requests(|entries| entries[first..].iter().cloned().fold(init, take))
     }
 }
 
