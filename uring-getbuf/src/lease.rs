@@ -70,7 +70,7 @@ use crate::consume::{self, Consumer, SendFlags};
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::opcode::Target;
-use crate::slots::{Core, LeaseId, Prepared};
+use crate::slots::{Core, LeaseId, Prepared, UseId};
 
 mod sealed {
     pub trait Sealed {}
@@ -317,6 +317,12 @@ impl Lease<Installed> {
     ) -> Result<Entry> {
         let len = range.end - range.start;
         self.claim.core.use_slot(self.claim.slot(), range.start, len, consumer, token)
+    }
+
+    /// Takes a consumer back that was not sent.
+    #[cold]
+    pub(crate) fn retract(&self, request: UseId) {
+        self.claim.core.retract(request.user_data(), false);
     }
 
     /// Prepares a vectored write of up to [`MAX_RANGES`](crate::consume::MAX_RANGES) ranges, one

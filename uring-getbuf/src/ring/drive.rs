@@ -95,16 +95,16 @@ impl Ring {
     ) -> Result<UseId> {
         self.check(lease)?;
         let place = sink.place_in(&self.files)?;
-        let mut queue = self.uring.submission();
-        if queue.is_full() {
-            drop(queue);
+        loop {
+            let entry = lease.consume_entry(range.clone(), consumer, place)?;
+            let id = UseId::of(entry.get_user_data());
+            if try_push(&mut self.uring.submission(), slice::from_ref(&entry)) {
+                self.files.begin(place);
+                return Ok(id);
+            }
+            lease.retract(id);
             self.drain_queue(1)?;
-            queue = self.uring.submission();
         }
-        let entry = lease.consume_entry(range, consumer, place)?;
-        push(&mut queue, slice::from_ref(&entry));
-        self.files.begin(place);
-        Ok(UseId::of(entry.get_user_data()))
     }
 
     /// Queues a chain that ends in a write, for a source that can be named in several ways.
@@ -150,17 +150,16 @@ impl Ring {
         offset: u64,
         len: u32,
     ) -> Result<Lease<Fetched>> {
-        let place = file.place_in(&self.files)?;
-        let mut queue = self.uring.submission();
-        if queue.is_full() {
+        let note = Names::fetch(file.place_in(&self.files)?).note();
+        loop {
+            let mut queue = self.uring.submission();
+            let push = |entries: &[Entry]| try_push(&mut queue, entries);
+            if let Some(lease) = self.slots.start_fetch((source, offset, len), note, push)? {
+                return Ok(lease);
+            }
             drop(queue);
             self.drain_queue(1)?;
-            queue = self.uring.submission();
         }
-        let note = Names::fetch(place).note();
-        let (lease, entry) = self.slots.fetch_entry(source, offset, len, note)?;
-        push(&mut queue, slice::from_ref(&entry));
-        Ok(lease)
     }
 
     /// Queues consumers of ranges of leases of this ring, linked: one

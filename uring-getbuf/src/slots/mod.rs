@@ -188,6 +188,19 @@ impl Slots {
         Ok((Lease::new(Rc::clone(&self.core), id), self.core.prepare(entry)))
     }
 
+    /// As [`fetch`](Self::fetch), and pushes the request. `push` says whether there was room for it;
+    /// `None`: there was not. The driver is given `note` back when the fetch has ended.
+    #[inline(always)]
+    pub(crate) fn start_fetch(
+        &self,
+        fetch: (Source, u64, u32),
+        note: u32,
+        push: impl FnOnce(&[Entry]) -> bool,
+    ) -> Result<Option<Lease<Fetched>>> {
+        let id = self.core.start_fetch(fetch, note, push)?;
+        Ok(id.map(|id| Lease::new(Rc::clone(&self.core), id)))
+    }
+
     /// As [`fetch`](Self::fetch), for a driver that has made sure that it can push the request. It
     /// is given `note` back when the fetch has ended.
     #[inline(always)]
@@ -263,7 +276,7 @@ impl Slots {
         if chain.requests(push) {
             return Ok(Some(id));
         }
-        self.core.undo_chain(id.slot());
+        self.core.undo(id.slot());
         Ok(None)
     }
 

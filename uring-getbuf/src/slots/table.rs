@@ -381,6 +381,32 @@ impl Core {
         Ok((slot.id(), self.fetch_entry(index, slot, lending, (source, offset, len))))
     }
 
+    /// The same, and pushes the request. `None`: `push` had no room for it.
+    #[inline(always)]
+    pub(super) fn start_fetch(
+        &self,
+        (source, offset, len): (Source, u64, u32),
+        note: u32,
+        push: impl FnOnce(&[Entry]) -> bool,
+    ) -> Result<Option<LeaseId>> {
+        let (index, slot) = self.reserve(len, Phase::Fetching)?;
+        slot.note.set(note);
+        slot.ties.set(tie::HELD | tie::REQUEST);
+        let fetch = (source, offset, len);
+        let pushed = match self.serve(slot, source) {
+            None => push(&[self.fetch_entry(index, slot, None, fetch)]),
+            lending => {
+                slot.source.set((source, offset));
+                push(&[self.fetch_entry(index, slot, lending, fetch)])
+            }
+        };
+        if pushed {
+            return Ok(Some(slot.id()));
+        }
+        self.undo(index);
+        Ok(None)
+    }
+
     /// Reserves a slot for a chain, whose requests are still to be made.
     #[inline(always)]
     pub(super) fn chain(&self, chain: Chain, note: u32) -> Result<(LeaseId, ReadyChain<'_>)> {
@@ -997,7 +1023,7 @@ impl Core {
 
     /// The request was never pushed.
     #[cold]
-    pub(super) fn retract(&self, user_data: u64, requeue: bool) {
+    pub(crate) fn retract(&self, user_data: u64, requeue: bool) {
         let id = UseId::of(user_data).lease();
         let (slot, Some(kind)) = (self.slot(id.slot()), Kind::of(user_data)) else { return };
         let cancelled = -Errno::CANCELED.raw();
@@ -1029,10 +1055,13 @@ impl Core {
         self.settle(index, slot);
     }
 
-    /// There was no room for a chain: it is as if it had never been.
+    /// There was no room for the requests of a slot: it is as if they had never been.
     #[cold]
-    pub(super) fn undo_chain(&self, index: u16) {
-        self.retract_chain(index, false);
+    pub(super) fn undo(&self, index: u16) {
+        let slot = self.slot(index);
+        slot.expect_nothing();
+        slot.ties.set(0);
+        self.settle(index, slot);
         self.taken.set(self.taken.get() - 1);
         self.freed.set(self.freed.get() - 1);
     }
