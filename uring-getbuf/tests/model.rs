@@ -1014,6 +1014,8 @@ fn an_empty_buffer_is_released_too() {
 #[test]
 fn what_replaced_slots_hold_can_be_trimmed() {
     let slots = lending(true);
+    slots.trim();
+    assert_eq!((slots.free(), slots.has_requests()), (1, false), "nothing has been there");
     let (lease, user_data) = name(&slots);
     assert!(slots.complete(user_data, 4096, 0).is_some());
     drop(lease);

@@ -294,7 +294,7 @@ pub(crate) struct Core {
     tag: u64,
     free: Cell<u16>,
     outbox: Cell<(u16, u16)>,
-    /// How often slots were taken from the free list, and put back.
+    /// How often slots were taken from the free list, and put there.
     taken: Cell<u64>,
     freed: Cell<u64>,
     fallbacks: Cell<u64>,
@@ -356,7 +356,7 @@ impl Core {
             free: Cell::new(0),
             outbox: Cell::new((NIL, NIL)),
             taken: Cell::new(0),
-            freed: Cell::new(0),
+            freed: Cell::new(count.into()),
             fallbacks: Cell::new(0),
             stale: Cell::new(0),
         }
@@ -429,7 +429,7 @@ impl Core {
     }
 
     pub(super) fn free(&self) -> usize {
-        self.slots.len() - (self.taken.get() - self.freed.get()) as usize
+        (self.freed.get() - self.taken.get()) as usize
     }
 
     pub(super) fn stats(&self) -> Stats {
