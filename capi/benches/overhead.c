@@ -143,7 +143,8 @@ int main(int argc, char **argv)
 	memset(&params, 0, sizeof(params));
 	params.size = sizeof(params);
 	params.engine = engine_named(argv[5]);
-	params.slots = (uint16_t)depth;
+	/* What is released comes back with the next submission. */
+	params.slots = (uint16_t)(2 * depth);
 	params.block_size = BLOCK;
 	need(getbuf_create(ring.ring_fd, &params, &slots), "getbuf_create");
 	begin = now();

@@ -109,7 +109,9 @@ fn run(mode: &str, depth: usize, leases: usize, source: &str, engine: Engine) ->
     if !(1..=DEPTH_MAX).contains(&depth) {
         return Err(format!("a depth is 1 to {DEPTH_MAX}").into());
     }
-    let mut ring = Ring::builder().slots(depth as u16).block_size(BLOCK).engine(engine).build()?;
+    // What is released comes back with the next submission.
+    let slots = 2 * depth as u16;
+    let mut ring = Ring::builder().slots(slots).block_size(BLOCK).engine(engine).build()?;
     let source = ring.attach(&File::open(source)?)?;
     let sink = ring.attach(&File::create("/dev/null")?)?;
     let (mut fetched, mut installed) = (Vec::with_capacity(depth), Vec::with_capacity(depth));
