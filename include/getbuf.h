@@ -35,6 +35,7 @@
 #ifndef GETBUF_H
 #define GETBUF_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 /** The version of this header. */
@@ -60,6 +61,12 @@
 
 /** READ_FIXED into registered memory: any kernel since 5.19. */
 #define GETBUF_ENGINE_COPY 3
+
+/** No engine of slots, but what a lease of getbuf_provide() says: no copy. */
+#define GETBUF_ENGINE_PROVIDER 4
+
+/** getbuf_provide(), flags: the provider must not wait (IOU_GET_BUF_F_NOWAIT). */
+#define GETBUF_PROVIDE_NOWAIT 1
 
 /**
  * getbuf_params.flags: the ring has a table of registered buffers already, and the entries from
@@ -157,6 +164,9 @@ struct getbuf_probe;
 /** A request of io_uring, from `<liburing.h>` or `<linux/io_uring.h>`. */
 struct io_uring_sqe;
 
+/** What a provider is asked for, from `<getbuf_uapi.h>`. */
+struct iou_get_buf_info;
+
 /**
  * Names a lease: a value, to copy, compare and forget. It stays recognisable when the lease is
  * over. All zeroes is no lease.
@@ -209,10 +219,13 @@ struct getbuf_params {
         uint8_t reserved0;
         /** With GETBUF_PARAM_TABLE. */
         uint32_t table_first;
-        /** With GETBUF_PARAM_TABLE: slots + 1 are always enough, 1 is with the copy engine. */
+        /**
+         * With GETBUF_PARAM_TABLE: slots + 1 + regions are always enough, 1 + regions are with the copy
+         * engine.
+         */
         uint32_t table_count;
-        /** 0. */
-        uint32_t reserved1;
+        /** How many regions there can be, and vectors of providers whose memory is in none. */
+        uint32_t regions;
         /** What getbuf_probe() found out; NULL: it is found out again. */
         const struct getbuf_probe *probe;
         /** 0. */
@@ -287,6 +300,26 @@ struct getbuf_chain {
         void *data;
         /** 0. */
         uint64_t reserved[2];
+};
+
+/**
+ * Answers what a provider is asked for, as ->iou_get_buf of getbuf_uapi.h: fills info->desc, and
+ * returns how many bytes there are, or a negative errno.
+ */
+typedef int64_t (*getbuf_get_buf)(void *context, struct iou_get_buf_info *info);
+
+/** A provider: the program's own memory as a source. Zero it, set size, then the rest. */
+struct getbuf_provider {
+        /** sizeof(struct getbuf_provider). */
+        uint32_t size;
+        /** 0. */
+        uint32_t reserved0;
+        /** See getbuf_provide(). */
+        getbuf_get_buf get_buf;
+        /** What get_buf is called with. */
+        void *context;
+        /** 0. */
+        uint64_t reserved1[2];
 };
 
 #ifdef __cplusplus
@@ -539,6 +572,47 @@ int getbuf_probe_get_buf(const struct getbuf_probe *probe);
 int getbuf_probe_put_buf(const struct getbuf_probe *probe);
 
 /**
+ * Registers len bytes from base on with the ring, and keeps them pinned: leases of this memory
+ * (getbuf_provide()) cost no system call. It must stay allocated until getbuf_destroy(). 0.
+ *
+ * -EINVAL: NULL or a len of 0. -ENOSPC: getbuf_params.regions of them are taken. -ENOMEM: so much
+ * cannot be pinned (RLIMIT_MEMLOCK). Others: as io_uring_register(2).
+ */
+int getbuf_add_region(struct getbuf *getbuf,
+                      void *base,
+                      size_t len);
+
+/**
+ * Asks a provider for up to len bytes at offset of it. How many there are, and the lease of them in
+ * *lease, which can be used at once and is released as any other; 0: the provider has nothing
+ * there, and there is no lease. data comes back in every event of the lease.
+ *
+ * provider->get_buf is called now, and does what getbuf_uapi.h says of ->iou_get_buf: it fills
+ * info->desc. desc->release is called once, with a descriptor that holds the same, when nobody uses
+ * the bytes any more: in getbuf_complete(), getbuf_release() or getbuf_destroy(). Neither may call
+ * functions of this library with the same struct getbuf. *provider is not needed after the call;
+ * its context is, until the release.
+ *
+ * Memory that is in no region is registered now, and unregistered after its release,
+ * by getbuf_pending() or the next getbuf_provide(). A request takes bytes from one of the answer's vectors: one that
+ * would go beyond it takes only the rest of it, as a short write does.
+ *
+ * flags: GETBUF_PROVIDE_NOWAIT or 0.
+ *
+ * -EINVAL: NULL, an unknown flag, a len of 0. -E2BIG: a provider of a newer version. -ENOBUFS: every
+ * slot is taken. -ENOSPC: getbuf_params.regions are too few. -EPROTO: the answer contradicts itself:
+ * more bytes than were wanted or than its vectors hold, more vectors than there was room for, no
+ * release. Others: what the provider answered, and as io_uring_register(2).
+ */
+int getbuf_provide(struct getbuf *getbuf,
+                   const struct getbuf_provider *provider,
+                   uint64_t offset,
+                   uint32_t len,
+                   uint32_t flags,
+                   void *data,
+                   struct getbuf_lease *lease);
+
+/**
  * Whether the fetch of a lease is done: 1, or 0 while it runs. A lease whose fetch failed or found
  * nothing is over.
  *
@@ -576,8 +650,8 @@ int getbuf_uses(const struct getbuf *getbuf, struct getbuf_lease lease);
  * were, fewer where the lease ends sooner.
  *
  * Errors as getbuf_len(), -EINVAL: to is NULL, -ERANGE: len is 0 or start is not in the lease,
- * -EOPNOTSUPP: the lease is the kernel's own memory, which a program cannot see; fetch those bytes
- * with GETBUF_FILE_COPIED.
+ * -EOPNOTSUPP: the lease is the kernel's own memory, which takes a request: getbuf_write() them to a
+ * pipe and read that, or fetch them with GETBUF_FILE_COPIED.
  */
 int getbuf_copy_out(const struct getbuf *getbuf,
                     struct getbuf_lease lease,

@@ -29,6 +29,12 @@ pub const GETBUF_ENGINE_MODULE: u32 = 2;
 /// READ_FIXED into registered memory: any kernel since 5.19.
 pub const GETBUF_ENGINE_COPY: u32 = 3;
 
+/// No engine of slots, but what a lease of getbuf_provide() says: no copy.
+pub const GETBUF_ENGINE_PROVIDER: u32 = 4;
+
+/// getbuf_provide(), flags: the provider must not wait (IOU_GET_BUF_F_NOWAIT).
+pub const GETBUF_PROVIDE_NOWAIT: u32 = 1;
+
 /// getbuf_params.flags: the ring has a table of registered buffers already, and the entries from
 /// table_first on, table_count of them, are empty and for these slots.
 pub const GETBUF_PARAM_TABLE: u32 = 1;
@@ -153,14 +159,42 @@ pub struct getbuf_params {
     pub reserved0: u8,
     /// With GETBUF_PARAM_TABLE.
     pub table_first: u32,
-    /// With GETBUF_PARAM_TABLE: slots + 1 are always enough, 1 is with the copy engine.
+    /// With GETBUF_PARAM_TABLE: slots + 1 + regions are always enough, 1 + regions are with the copy
+    /// engine.
     pub table_count: u32,
-    /// 0.
-    pub reserved1: u32,
+    /// How many regions there can be, and vectors of providers whose memory is in none.
+    pub regions: u32,
     /// What getbuf_probe() found out; NULL: it is found out again.
     pub probe: *const getbuf_probe,
     /// 0.
     pub reserved2: [u64; 2],
+}
+
+/// What a provider is asked for, from `<getbuf_uapi.h>`.
+#[derive(Debug)]
+pub struct iou_get_buf_info {
+    _words: [u64; 4],
+}
+
+/// Answers what a provider is asked for, as ->iou_get_buf of getbuf_uapi.h: fills info->desc, and
+/// returns how many bytes there are, or a negative errno.
+pub type getbuf_get_buf =
+    Option<unsafe extern "C" fn(context: *mut c_void, info: *mut iou_get_buf_info) -> i64>;
+
+/// A provider: the program's own memory as a source. Zero it, set size, then the rest.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct getbuf_provider {
+    /// sizeof(struct getbuf_provider).
+    pub size: u32,
+    /// 0.
+    pub reserved0: u32,
+    /// See getbuf_provide().
+    pub get_buf: getbuf_get_buf,
+    /// What get_buf is called with.
+    pub context: *mut c_void,
+    /// 0.
+    pub reserved1: [u64; 2],
 }
 
 /// What a chain is to do.
@@ -245,6 +279,10 @@ const_assert!(size_of::<getbuf_file>() == 16);
 const_assert!(size_of::<getbuf_range>() == 8);
 const_assert!(size_of::<getbuf_params>() == 56);
 const_assert!(offset_of!(getbuf_params, probe) == 32);
+const_assert!(offset_of!(getbuf_params, regions) == 28);
+const_assert!(size_of::<getbuf_provider>() == 40);
+const_assert!(size_of::<iou_get_buf_info>() == 32);
+const_assert!(GETBUF_PROVIDE_NOWAIT == uring_getbuf::sys::IOU_GET_BUF_F_NOWAIT);
 const_assert!(size_of::<getbuf_chain>() == 72);
 const_assert!(offset_of!(getbuf_chain, data) == 48);
 const_assert!(size_of::<getbuf_event>() == 40);

@@ -18,7 +18,7 @@ use crate::errors::{KeptErrno, Outcome, number, told};
 use crate::live::Live;
 use crate::probe;
 use crate::register::RingFd;
-use crate::slots::{Blocks, Table, getbuf};
+use crate::slots::{Table, getbuf};
 
 const SLOTS: u16 = 32;
 const BLOCK_SIZE: u32 = 128 << 10;
@@ -74,7 +74,7 @@ const PARAMS: getbuf_params = getbuf_params {
     reserved0: 0,
     table_first: 0,
     table_count: 0,
-    reserved1: 0,
+    regions: 0,
     probe: std::ptr::null(),
     reserved2: [0; 2],
 };
@@ -122,7 +122,7 @@ pub unsafe extern "C" fn getbuf_create(
 fn create(ring_fd: c_int, params: &getbuf_params) -> Outcome<getbuf> {
     let has = |flag| params.flags & flag != 0;
     if params.flags & !(GETBUF_PARAM_TABLE | GETBUF_PARAM_REPLACE) != 0
-        || (params.reserved0, params.reserved1, params.reserved2) != (0, 0, [0; 2])
+        || (params.reserved0, params.reserved2) != (0, [0; 2])
         || (!has(GETBUF_PARAM_TABLE) && (params.table_first, params.table_count) != (0, 0))
     {
         return Err(libc::EINVAL);
@@ -149,9 +149,10 @@ fn create(ring_fd: c_int, params: &getbuf_params) -> Outcome<getbuf> {
     let block_size = if params.block_size == 0 { BLOCK_SIZE } else { params.block_size };
     let tag = if params.tag == 0 { DEFAULT_TAG } else { params.tag };
     let lent = if engine == Engine::Copy { 0 } else { count };
+    let regions = u16::try_from(params.regions).map_err(|_| libc::EINVAL)?;
     let table = Table {
         first: params.table_first,
-        count: u32::from(lent) + 1,
+        count: u32::from(lent) + 1 + u32::from(regions),
         is_ours: !has(GETBUF_PARAM_TABLE),
     };
     if has(GETBUF_PARAM_TABLE) && params.table_count < table.count {
@@ -160,10 +161,12 @@ fn create(ring_fd: c_int, params: &getbuf_params) -> Outcome<getbuf> {
     let first = u16::try_from(table.first).map_err(|_| libc::EINVAL)?;
     // The pool comes last, behind the slots of an engine that lends memory.
     let pool_index = first.checked_add(lent).ok_or(libc::EINVAL)?;
+    // And then the regions.
+    let first_region = pool_index.checked_add(1).ok_or(libc::EINVAL)?;
+    first_region.checked_add(regions).ok_or(libc::EINVAL)?;
 
     let pool = Pool::new(count, block_size).map_err(number)?;
     let (base, bytes) = (pool.base(), pool.bytes());
-    let blocks = Blocks { base, size: pool.block_size() };
     let device = if engine == Engine::Module { Some(open_device()?) } else { None };
     let replace = has(GETBUF_PARAM_REPLACE);
     let mut builder = Slots::builder(support).tag(tag).pool(pool, pool_index);
@@ -181,6 +184,9 @@ fn create(ring_fd: c_int, params: &getbuf_params) -> Outcome<getbuf> {
         }
         _ => {}
     }
+    if regions > 0 {
+        builder = builder.regions(first_region, regions);
+    }
     let slots = builder.build().map_err(number)?;
 
     let ring = RingFd(ring_fd);
@@ -193,7 +199,7 @@ fn create(ring_fd: c_int, params: &getbuf_params) -> Outcome<getbuf> {
         }
         return Err(errno);
     }
-    Ok(getbuf::new(slots, tag, ring, table, blocks, device))
+    Ok(getbuf::new(slots, tag, ring, table, device))
 }
 
 fn open_device() -> Outcome<OwnedFd> {

@@ -32,6 +32,8 @@ pub(crate) fn number(error: Error) -> c_int {
         ErrorKind::OutOfRange => libc::ERANGE,
         ErrorKind::Busy => libc::EBUSY,
         ErrorKind::WrongRing => libc::EXDEV,
+        ErrorKind::NoRegion => libc::ENOSPC,
+        ErrorKind::Provider => libc::EPROTO,
         _ => error.raw_os_error().unwrap_or(libc::EIO),
     }
 }

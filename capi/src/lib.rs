@@ -14,6 +14,7 @@
 //! slots     struct getbuf: the leases that C has
 //! fetch     requests that fill, use and empty slots
 //! complete  what a completion meant
+//! provide   the program's own memory as a source
 //! ```
 
 pub mod abi;
@@ -23,6 +24,7 @@ pub mod errors;
 pub mod fetch;
 mod live;
 pub mod probe;
+pub mod provide;
 pub mod query;
 mod register;
 pub mod slots;

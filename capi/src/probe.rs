@@ -7,7 +7,9 @@ use std::ffi::{CString, c_char, c_int};
 
 use uring_getbuf::{Engine, Support};
 
-use crate::abi::{GETBUF_ENGINE_COPY, GETBUF_ENGINE_MODULE, GETBUF_ENGINE_OPCODE};
+use crate::abi::{
+    GETBUF_ENGINE_COPY, GETBUF_ENGINE_MODULE, GETBUF_ENGINE_OPCODE, GETBUF_ENGINE_PROVIDER,
+};
 use crate::errors::{KeptErrno, Outcome, number, told};
 use crate::live::Live;
 
@@ -35,8 +37,8 @@ pub(crate) fn engine_number(engine: Engine) -> u32 {
     match engine {
         Engine::Opcode => GETBUF_ENGINE_OPCODE,
         Engine::Module => GETBUF_ENGINE_MODULE,
-        // Slots that C makes have no providers.
-        Engine::Copy | Engine::Provider => GETBUF_ENGINE_COPY,
+        Engine::Copy => GETBUF_ENGINE_COPY,
+        Engine::Provider => GETBUF_ENGINE_PROVIDER,
     }
 }
 

@@ -2,12 +2,12 @@
 //! What can be asked of a lease.
 
 use std::ffi::{c_int, c_void};
+use std::slice;
 
-use uring_getbuf::Engine;
 use uring_getbuf::lease::{Installed, Lease};
 
 use crate::abi::getbuf_lease;
-use crate::errors::{Outcome, told};
+use crate::errors::{Outcome, number, told};
 use crate::probe::engine_number;
 use crate::slots::{Held, getbuf};
 
@@ -84,8 +84,8 @@ pub unsafe extern "C" fn getbuf_uses(getbuf: *const getbuf, lease: getbuf_lease)
 /// were, fewer where the lease ends sooner.
 ///
 /// Errors as getbuf_len(), -EINVAL: to is NULL, -ERANGE: len is 0 or start is not in the lease,
-/// -EOPNOTSUPP: the lease is the kernel's own memory, which a program cannot see; fetch those bytes
-/// with GETBUF_FILE_COPIED.
+/// -EOPNOTSUPP: the lease is the kernel's own memory, which takes a request: getbuf_write() them to a
+/// pipe and read that, or fetch them with GETBUF_FILE_COPIED.
 ///
 /// # Safety
 ///
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn getbuf_copy_out(
     to: *mut c_void,
     len: u32,
 ) -> c_int {
-    let copy = |getbuf: &getbuf, lease: &Lease<Installed>| {
+    let copy = |_: &getbuf, lease: &Lease<Installed>| {
         if to.is_null() {
             return Err(libc::EINVAL);
         }
@@ -106,14 +106,9 @@ pub unsafe extern "C" fn getbuf_copy_out(
         if len == 0 {
             return Err(libc::ERANGE);
         }
-        if lease.engine() != Engine::Copy {
-            return Err(libc::EOPNOTSUPP);
-        }
-        let block = getbuf.blocks.size as usize * usize::from(lease.id().slot());
-        let from = getbuf.blocks.base.wrapping_add(block + start as usize);
-        // SAFETY: the lease has these bytes in its block of the pool, which lives as long as the
-        // slots do; no reference into it is ever made. The caller's promise for the other side.
-        unsafe { from.copy_to_nonoverlapping(to.cast(), len as usize) };
+        // SAFETY: the caller's promise. What is there does not matter.
+        let to = unsafe { slice::from_raw_parts_mut(to.cast::<u8>(), len as usize) };
+        lease.copy_out(start, to).map_err(number)?;
         Ok(len as c_int)
     };
     // SAFETY: the caller's promise.

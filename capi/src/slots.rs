@@ -4,17 +4,21 @@
 #![expect(non_camel_case_types, reason = "the names that C sees")]
 
 use std::ffi::c_void;
+use std::fmt;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::ptr;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use io_uring::squeue::Entry;
 use uring_getbuf::lease::{Fetched, Installed, Lease, NotInstalled};
+use uring_getbuf::provider::Provider;
 use uring_getbuf::slots::Slots;
 
 use crate::abi::getbuf_lease;
 use crate::errors::Outcome;
+use crate::provide::Foreign;
 use crate::register::RingFd;
 
 /// A lease's `id`, from the top: serial of its `struct getbuf` 24, generation 26, slot 14 bits.
@@ -24,7 +28,6 @@ const GENERATION: u32 = (1 << 26) - 1;
 const SLOT: u64 = (1 << 14) - 1;
 
 /// The slots of one ring. One thread at a time may use it.
-#[derive(Debug)]
 pub struct getbuf {
     pub(crate) slots: Slots,
     pub(crate) places: Box<[Place]>,
@@ -35,8 +38,8 @@ pub struct getbuf {
     pub(crate) table: Table,
     /// Requests of the slots themselves that C has been told of and has not fetched.
     pub(crate) outgoing: Vec<Entry>,
-    /// Where the copy engine's blocks are.
-    pub(crate) blocks: Blocks,
+    /// The provider that was asked last.
+    pub(crate) provider: Option<(Foreign, Rc<dyn Provider>)>,
     /// `/dev/getbuf`, which requests name.
     pub(crate) _device: Option<OwnedFd>,
 }
@@ -48,13 +51,6 @@ pub(crate) struct Table {
     pub(crate) count: u32,
     /// The whole table was made by us, and goes with us.
     pub(crate) is_ours: bool,
-}
-
-/// The pool's memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Blocks {
-    pub(crate) base: *mut u8,
-    pub(crate) size: u32,
 }
 
 /// What C has of one slot.
@@ -74,6 +70,12 @@ pub(crate) enum Held {
     Fetched(Lease<Fetched>),
     Installed(Lease<Installed>),
     Chain,
+}
+
+impl fmt::Debug for getbuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("getbuf").field("slots", &self.slots).finish_non_exhaustive()
+    }
 }
 
 impl Place {
@@ -110,7 +112,6 @@ impl getbuf {
         tag: u8,
         ring: RingFd,
         table: Table,
-        blocks: Blocks,
         device: Option<OwnedFd>,
     ) -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
@@ -125,7 +126,7 @@ impl getbuf {
             tag,
             ring,
             table,
-            blocks,
+            provider: None,
             _device: device,
         }
     }

@@ -89,6 +89,10 @@ fn main() -> ExitCode {
                 format!("misuse::{engine}::{run}"),
                 Box::new(move |here| misuse(here, kind, engine)),
             );
+            add(
+                format!("provide::{engine}::{run}"),
+                Box::new(move |here| provide(here, kind, engine)),
+            );
             for mode in ["write", "writev", "replace", "chain", "table", "early", "stream"] {
                 add(
                     format!("life::{engine}::{mode}::{run}"),
@@ -406,6 +410,14 @@ fn misuse(here: &Installed, kind: Kind, engine: &str) -> Verdict {
         return Ok(missing);
     }
     judge(here.program("tests/c/misuse.c", kind)?.command().arg(engine))
+}
+
+/// Memory of the program's own, of a provider that keeps the contract and of one that does not.
+fn provide(here: &Installed, kind: Kind, engine: &str) -> Verdict {
+    if let Some(missing) = here.why_not(kind) {
+        return Ok(missing);
+    }
+    judge(here.program("tests/c/provide.c", kind)?.command().arg(engine))
 }
 
 fn life(here: &Installed, kind: Kind, engine: &str, mode: &str) -> Verdict {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Leases of a provider's memory.
 
+use std::io;
 use std::rc::Rc;
 
 use io_uring::Submitter;
 
 use super::Ring;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::lease::{Installed, Lease};
 use crate::provider::{Provider, Region};
 
@@ -16,8 +17,8 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// [`NoRegion`](ErrorKind::NoRegion) if there is no place left, see
-    /// [`Builder::regions`](super::Builder::regions); [`MemoryLimit`](ErrorKind::MemoryLimit) if so
+    /// [`NoRegion`](crate::ErrorKind::NoRegion) if there is no place left, see
+    /// [`Builder::regions`](super::Builder::regions); [`MemoryLimit`](crate::ErrorKind::MemoryLimit) if so
     /// much cannot be pinned.
     pub fn register_region(&mut self, region: &Region) -> Result<()> {
         self.clear_vacated()?;
@@ -33,11 +34,11 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// [`Source`](ErrorKind::Source) with the provider's own error;
-    /// [`Provider`](ErrorKind::Provider) if its answer contradicts itself;
-    /// [`NoSlot`](ErrorKind::NoSlot), [`NoRegion`](ErrorKind::NoRegion);
-    /// [`InvalidInput`](ErrorKind::InvalidInput) if `len` is 0;
-    /// [`MemoryLimit`](ErrorKind::MemoryLimit) if memory that is in no region cannot be pinned.
+    /// [`Source`](crate::ErrorKind::Source) with the provider's own error;
+    /// [`Provider`](crate::ErrorKind::Provider) if its answer contradicts itself;
+    /// [`NoSlot`](crate::ErrorKind::NoSlot), [`NoRegion`](crate::ErrorKind::NoRegion);
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if `len` is 0;
+    /// [`MemoryLimit`](crate::ErrorKind::MemoryLimit) if memory that is in no region cannot be pinned.
     pub fn fetch_provided(
         &mut self,
         provider: &Rc<dyn Provider>,
@@ -82,17 +83,8 @@ impl Ring {
 }
 
 /// The memory stays allocated as long as a lease of it is used; the kernel pins its pages anyway.
-fn register(submitter: &Submitter<'_>, entry: u16, base: *mut u8, len: usize) -> Result<()> {
+fn register(submitter: &Submitter<'_>, entry: u16, base: *mut u8, len: usize) -> io::Result<()> {
     let vector = libc::iovec { iov_base: base.cast(), iov_len: len };
     // SAFETY: the provider or the region has promised that this memory is allocated.
-    let done = unsafe { submitter.register_buffers_update(u32::from(entry), &[vector], None) };
-    match done {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let what = format!(
-                "pinning {len} bytes of a provider's memory (RLIMIT_MEMLOCK may bound how much can be)"
-            );
-            Err(Error::io(ErrorKind::MemoryLimit, &error, what))
-        }
-    }
+    unsafe { submitter.register_buffers_update(u32::from(entry), &[vector], None) }.map(drop)
 }

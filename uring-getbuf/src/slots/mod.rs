@@ -33,8 +33,8 @@ mod prepared;
 mod provided;
 mod table;
 
-use std::mem;
 use std::rc::Rc;
+use std::{io, mem};
 
 use io_uring::squeue::Entry;
 
@@ -309,11 +309,12 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// [`NoRegion`](ErrorKind::NoRegion), and those of `register`.
+    /// [`NoRegion`](ErrorKind::NoRegion), [`MemoryLimit`](ErrorKind::MemoryLimit) where `register`
+    /// fails for want of memory, and [`Ring`](ErrorKind::Ring) where it fails otherwise.
     pub fn add_region(
         &self,
         region: &Region,
-        register: impl FnOnce(u16, *mut u8, usize) -> Result<()>,
+        register: impl FnOnce(u16, *mut u8, usize) -> io::Result<()>,
     ) -> Result<()> {
         let provided = self.core.provided()?;
         let entry = provided.take_entry()?;
@@ -321,10 +322,17 @@ impl Slots {
             Ok(()) => provided.add_region(region, entry),
             Err(error) => {
                 provided.return_entry(entry);
-                return Err(error);
+                return Err(provided::refused(&error, region.len()));
             }
         }
         Ok(())
+    }
+
+    /// The next entry of the ring's table that a released lease of a provider has left, and that can
+    /// serve another one when it is emptied. [`next_request`](Self::next_request) tells of them,
+    /// too.
+    pub fn next_vacated(&self) -> Option<Clear<'_>> {
+        self.core.next_vacated()
     }
 
     /// Asks a [provider](Provider) for up to `len` bytes at `offset`. The lease can be used at once;
@@ -339,14 +347,14 @@ impl Slots {
     /// [`NoSlot`](ErrorKind::NoSlot), [`NoRegion`](ErrorKind::NoRegion),
     /// [`InvalidInput`](ErrorKind::InvalidInput) if `len` is 0, [`Source`](ErrorKind::Source) with
     /// the provider's own error, [`Provider`](ErrorKind::Provider) if its answer contradicts
-    /// itself, and those of `register`.
+    /// itself, and those of [`add_region`](Self::add_region).
     pub fn fetch_provided(
         &self,
         provider: &Rc<dyn Provider>,
         offset: u64,
         len: u32,
         nowait: bool,
-        register: impl FnMut(u16, *mut u8, usize) -> Result<()>,
+        register: impl FnMut(u16, *mut u8, usize) -> io::Result<()>,
     ) -> Result<Option<Lease<Installed>>> {
         let provided = self.core.provided()?;
         if len == 0 || offset > i64::MAX as u64 {

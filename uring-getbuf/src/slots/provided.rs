@@ -2,6 +2,7 @@
 //! Slots that hold a provider's memory: which pieces, where they are registered, and their return.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::rc::Rc;
 
 use uring_getbuf_sys::bio_vec;
@@ -65,7 +66,7 @@ impl Provided {
         &self,
         provider: &Rc<dyn Provider>,
         answer: Answer,
-        mut register: impl FnMut(u16, *mut u8, usize) -> Result<()>,
+        mut register: impl FnMut(u16, *mut u8, usize) -> io::Result<()>,
     ) -> Result<Resolved> {
         let mut place =
             Place { provider: Rc::clone(provider), answer, entries: [0; MAX_PIECES], own: 0 };
@@ -85,7 +86,7 @@ impl Provided {
                     }
                     Err(error) => {
                         self.return_entry(entry);
-                        Err(error)
+                        Err(refused(&error, len))
                     }
                 }),
             };
@@ -177,4 +178,15 @@ impl Resolved {
 
 fn memory(piece: &bio_vec) -> (*mut u8, usize) {
     (piece.bv_page.cast::<u8>().wrapping_add(piece.bv_offset as usize), piece.bv_len as usize)
+}
+
+/// What it means that memory could not be registered.
+#[cold]
+pub(super) fn refused(error: &io::Error, len: usize) -> Error {
+    let what = format!("registering {len} bytes of a provider's memory");
+    if error.raw_os_error() == Some(libc::ENOMEM) {
+        let what = format!("{what} (RLIMIT_MEMLOCK bounds how much can be pinned)");
+        return Error::io(ErrorKind::MemoryLimit, error, what);
+    }
+    Error::io(ErrorKind::Ring, error, what)
 }

@@ -619,8 +619,7 @@ impl Core {
     pub(super) fn next_request(&self) -> Option<Outgoing<'_>> {
         let (index, last) = self.outbox.get();
         if index == NIL {
-            let entry = self.provided.as_ref()?.next_vacated()?;
-            return Some(Outgoing::Clear(Clear::entry(self, entry)));
+            return self.next_vacated().map(Outgoing::Clear);
         }
         let slot = self.slot(index);
         self.outbox.set(if index == last { (NIL, NIL) } else { (slot.next.get(), last) });
@@ -1216,6 +1215,10 @@ impl Core {
     fn provided_piece(&self, index: u16, start: u32, len: u32) -> Piece {
         let provided = self.provided.as_ref().expect("it was filled by a provider");
         provided.piece(index, start, len)
+    }
+
+    pub(super) fn next_vacated(&self) -> Option<Clear<'_>> {
+        Some(Clear::entry(self, self.provided.as_ref()?.next_vacated()?))
     }
 
     pub(super) fn entry_cleared(&self, entry: u16) {
