@@ -3,6 +3,8 @@
  * /dev/getbuf: lease a file's own memory through a registered-buffer slot of
  * an io_uring. getbuf_uapi.h says what the commands are.
  */
+#include "getbuf.h"
+
 #include <linux/anon_inodes.h>
 #include <linux/errno.h>
 #include <linux/file.h>
@@ -16,8 +18,6 @@
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/uio.h>
-
-#include "getbuf.h"
 
 static unsigned long max_fetch = SZ_4M;
 module_param(max_fetch, ulong, 0644);

@@ -2,10 +2,17 @@
 #ifndef GETBUF_H
 #define GETBUF_H
 
+#include <linux/kconfig.h>
 #include <linux/version.h>
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(7, 3, 0)
-#error "getbuf needs Linux 7.3 or newer, see README.md: no io_buffer_register_bvec()"
+#error "getbuf.ko needs Linux 7.3 or newer: older ones have no io_buffer_register_bvec() for it, see README.md"
+#endif
+#if !IS_ENABLED(CONFIG_IO_URING)
+#error "getbuf.ko needs a kernel with CONFIG_IO_URING=y"
+#endif
+#if !__has_include("getbuf_uapi.h")
+#error "getbuf_uapi.h is missing: copy it from include/ of the repository, or use the folder that `make dkms-tree` makes"
 #endif
 
 #include <linux/bvec.h>

@@ -3,6 +3,8 @@
  * Leases: the descriptor that lives as long as the buffer does, and the
  * accounting of the memory it holds.
  */
+#include "getbuf.h"
+
 #include <linux/cred.h>
 #include <linux/list.h>
 #include <linux/mm.h>
@@ -10,8 +12,6 @@
 #include <linux/sched/signal.h>
 #include <linux/sched/user.h>
 #include <linux/slab.h>
-
-#include "getbuf.h"
 
 /* How many spare leases of each size a client keeps. */
 static const unsigned int max_spares[GETBUF_SPARE_SIZES] = { 64, 8 };

@@ -7,6 +7,8 @@
  * that may block. It reads with readahead, takes the locks that the file
  * system wants to be taken, and knows how holes are done.
  */
+#include "getbuf.h"
+
 #include <linux/bvec.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
@@ -18,8 +20,6 @@
 #include <linux/shmem_fs.h>
 #include <linux/splice.h>
 #include <linux/xarray.h>
-
-#include "getbuf.h"
 
 static inline bool iou_buf_full(const struct iou_buf_desc *desc)
 {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Counters, in /sys/class/misc/getbuf/stats. */
+#include "getbuf.h"
+
 #include <linux/cpumask.h>
 #include <linux/device.h>
 #include <linux/sysfs.h>
-
-#include "getbuf.h"
 
 DEFINE_PER_CPU(struct getbuf_stats, getbuf_stats);
 

@@ -15,6 +15,8 @@ pub(crate) struct Options {
     pub(crate) limit: Duration,
     pub(crate) exact: bool,
     pub(crate) cpus: Option<usize>,
+    /// With `getbuf.ko` loaded.
+    pub(crate) module: bool,
     /// What follows `--`.
     pub(crate) command: Vec<OsString>,
 }
@@ -31,6 +33,7 @@ impl Options {
             limit: Duration::from_secs(600),
             exact: false,
             cpus: None,
+            module: false,
             command: Vec::new(),
         };
         let mut args = args;
@@ -46,6 +49,7 @@ impl Options {
                 }
                 Some("--debug") => options.kernel.debug = true,
                 Some("--qemu") => options.kernel.machine = Machine::Qemu,
+                Some("--module") => options.module = true,
                 Some("--icount") => options.exact = true,
                 Some("--cpus") => {
                     let cpus = value()?.to_str().and_then(|value| value.parse().ok());
@@ -79,9 +83,12 @@ mod tests {
 
     #[test]
     fn options_end_where_the_command_begins() {
-        let options = parse(&["--flavour", "stock", "--debug", "--", "ls", "--debug"]).unwrap();
+        let args = ["--flavour", "stock", "--debug", "--", "ls", "--module"];
+        let options = parse(&args).unwrap();
         assert_eq!(options.kernel.to_string(), "um-stock-debug");
-        assert_eq!(options.command, ["ls", "--debug"]);
+        assert_eq!(options.command, ["ls", "--module"]);
+        assert!(!options.module);
+        assert!(parse(&["--module", "--", "ls"]).unwrap().module);
     }
 
     #[test]

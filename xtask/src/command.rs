@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 /// The root of the checkout.
 pub(crate) fn root() -> &'static Path {
@@ -27,6 +28,14 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
         }
     }
     cargo
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_directory() -> Result<String> {
+    let metadata =
+        output(&mut cargo(&["metadata", "--format-version=1", "--no-deps", "--locked"]))?;
+    let metadata: Value = serde_json::from_str(&metadata)?;
+    metadata["target_directory"].as_str().map(Into::into).context("cargo metadata")
 }
 
 /// Where a program is, if it is in `PATH`.

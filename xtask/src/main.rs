@@ -30,10 +30,13 @@ cargo xtask COMMAND
   test [--host|--guests]
                     every test, on this kernel and in the test kernels; or one of the two
   ci                what .ci/run runs: formatter, lints, documents, generated files, every test
-  kernel [KERNEL]   build a test kernel, unless the cache has it, and print where it is
-  vm [KERNEL] [--limit SECONDS] [--cpus N] [--icount] -- COMMAND...
+  kernel [KERNEL] [--module]
+                    build a test kernel, unless the cache has it, and print where it is;
+                    --module: build getbuf.ko for it, and print where that is
+  vm [KERNEL] [--module] [--limit SECONDS] [--cpus N] [--icount] -- COMMAND...
                     run a command in a test kernel: the file system is this machine's, the current
                     folder an empty tmpfs; output and exit status are the command's.
+                    --module: with getbuf.ko, which is built and loaded
                     --icount (QEMU): a nanosecond of the guest's time is one instruction
   bench --exact [CASE...]
                     count the instructions of every way of `getbuf bench`, in QEMU; write docs/bench
@@ -77,7 +80,12 @@ fn run(mut args: Vec<OsString>) -> Result<ExitCode> {
             let options = Options::parse(args.drain(1..))?;
             ensure!(options.command.is_empty(), "`kernel` runs nothing; `vm` does");
             packages::setup(&[packages::KERNEL])?;
-            println!("{}", options.kernel.build()?.display());
+            let built = if options.module {
+                options.kernel.build_module()?
+            } else {
+                options.kernel.build()?
+            };
+            println!("{}", built.display());
         }
         ["bench", "--exact", "--check"] => bench::check()?,
         ["bench", "--exact", ref cases @ ..] => bench::write(cases)?,
@@ -98,15 +106,17 @@ fn verdict(totals: &Totals) -> ExitCode {
 /// not.
 fn guest(options: &Options) -> Result<ExitCode> {
     let qemu = options.kernel.machine == kernel::Machine::Qemu;
+    packages::setup(&[packages::KERNEL, packages::QEMU][..1 + usize::from(qemu)])?;
+    let image = options.kernel.build()?;
+    let module = if options.module { Some(options.kernel.build_module()?) } else { None };
     let job = vm::Job {
         command: options.command.clone(),
         limit: options.limit,
         exact: options.exact,
         cpus: options.cpus,
         plugin: None,
+        module,
     };
-    packages::setup(&[packages::KERNEL, packages::QEMU][..1 + usize::from(qemu)])?;
-    let image = options.kernel.build()?;
     let outcome = vm::run(&options.kernel, &image, &job, |bytes| {
         let mut out = std::io::stdout();
         out.write_all(bytes)?;

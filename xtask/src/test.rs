@@ -7,10 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
-use serde_json::Value;
+use anyhow::Result;
 
-use crate::command::{cargo, find, output, root, run, tee};
+use crate::command::{cargo, find, output, root, run, target_directory, tee};
 use crate::packages;
 use crate::totals::{Reader, Totals};
 
@@ -110,11 +109,4 @@ fn rustup(args: &[&str]) -> String {
     find("rustup")
         .and_then(|rustup| output(Command::new(rustup).args(args)).ok())
         .unwrap_or_default()
-}
-
-fn target_directory() -> Result<String> {
-    let metadata =
-        output(&mut cargo(&["metadata", "--format-version=1", "--no-deps", "--locked"]))?;
-    let metadata: Value = serde_json::from_str(&metadata)?;
-    metadata["target_directory"].as_str().map(Into::into).context("cargo metadata")
 }

@@ -143,7 +143,14 @@ impl Guest {
         let mut plugin = self.plugin.clone().into_os_string();
         plugin.push(",out=");
         plugin.push(&marks);
-        let job = vm::Job { command, limit: LIMIT, exact: true, cpus: None, plugin: Some(plugin) };
+        let job = vm::Job {
+            command,
+            limit: LIMIT,
+            exact: true,
+            cpus: None,
+            plugin: Some(plugin),
+            module: None,
+        };
         let outcome = vm::run(&self.kernel, &self.image, &job, |_| Ok(()))?;
         for finding in &outcome.findings {
             eprintln!("xtask: {finding}");

@@ -6,6 +6,7 @@
 
 mod build;
 mod cache;
+mod module;
 mod source;
 
 use std::fmt;
@@ -51,7 +52,12 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// Builds the kernel, unless there is one, and returns the file to boot.
     pub(crate) fn build(&self) -> Result<PathBuf> {
-        build::build(self)
+        Ok(build::build(self)?.join(build::image(self.machine)))
+    }
+
+    /// Builds the module `getbuf.ko` for the kernel, and returns the file to load.
+    pub(crate) fn build_module(&self) -> Result<PathBuf> {
+        module::build(self)
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The tests in the test kernels: the same executables as on the host.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,18 +9,27 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::target_directory;
-use crate::command::{cargo, output, run};
+use crate::command::{cargo, output, run, target_directory};
 use crate::kernel::{Flavour, Kernel, Machine, has_source};
 use crate::packages;
 use crate::totals::{Reader, Totals};
 use crate::vm;
 
-/// The kernels, and the engines that have to work there.
-const KERNELS: [(Flavour, bool, &[&str]); 3] = [
-    (Flavour::Stock, false, &["copy"]),
-    (Flavour::Opcode, false, &["opcode", "copy"]),
-    (Flavour::Opcode, true, &["opcode"]),
+/// A test kernel, and the engines that have to work there.
+struct Guest {
+    flavour: Flavour,
+    debug: bool,
+    /// With `getbuf.ko`.
+    module: bool,
+    engines: &'static [&'static str],
+}
+
+/// The debug kernel has the patches and the module, so that one is enough for both.
+const GUESTS: [Guest; 4] = [
+    Guest { flavour: Flavour::Stock, debug: false, module: false, engines: &["copy"] },
+    Guest { flavour: Flavour::Stock, debug: false, module: true, engines: &["module"] },
+    Guest { flavour: Flavour::Opcode, debug: false, module: false, engines: &["opcode", "copy"] },
+    Guest { flavour: Flavour::Opcode, debug: true, module: true, engines: &["opcode", "module"] },
 ];
 
 /// Executables that are run once for each engine, which they are told in `GETBUF_TEST_ENGINE`.
@@ -53,28 +62,38 @@ pub(super) fn all(totals: &mut Totals) -> Result<()> {
     };
     let tests = executables()?;
     let built = c_library()?;
-    for (flavour, debug, engines) in KERNELS {
-        let kernel = Kernel { flavour, machine: Machine::Um, debug, source: None };
+    for guest in &GUESTS {
         match reason {
-            Some(reason) => totals.skip(&format!("tests in {kernel}"), reason),
-            None => match one(&kernel, engines, &tests, &built) {
+            Some(reason) => totals.skip(&format!("tests in {guest}"), reason),
+            None => match one(guest, &tests, &built) {
                 Ok(more) => totals.add(more),
-                Err(error) => totals.fail(&format!("tests in {kernel}"), format_args!("{error:#}")),
+                Err(error) => totals.fail(&format!("tests in {guest}"), format_args!("{error:#}")),
             },
         }
     }
     Ok(())
 }
 
+impl Guest {
+    fn kernel(&self) -> Kernel {
+        let Self { flavour, debug, .. } = *self;
+        Kernel { flavour, machine: Machine::Um, debug, source: None }
+    }
+}
+
+impl fmt::Display for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kernel().fmt(f)?;
+        f.write_str(if self.module { "+module" } else { "" })
+    }
+}
+
 /// Runs the tests in one kernel.
-fn one(
-    kernel: &Kernel,
-    engines: &[&str],
-    tests: &[(String, PathBuf)],
-    built: &Path,
-) -> Result<Totals> {
-    println!("== tests in {kernel}");
+fn one(guest: &Guest, tests: &[(String, PathBuf)], built: &Path) -> Result<Totals> {
+    println!("== tests in {guest}");
+    let kernel = guest.kernel();
     let image = kernel.build()?;
+    let module = if guest.module { Some(kernel.build_module()?) } else { None };
     let mut script = format!("status=0\nexport GETBUF_BUILT='{}'\n", built.display());
     for (name, path) in tests {
         let path = path.to_str().context("the target folder has a name that is not text")?;
@@ -83,7 +102,7 @@ fn one(
         if kernel.debug && !IN_DEBUG.contains(&name.as_str()) {
             continue;
         }
-        for engine in if per_engine { engines } else { &[""] } {
+        for engine in if per_engine { guest.engines } else { &[""] } {
             let set =
                 if per_engine { format!("GETBUF_TEST_ENGINE={engine} ") } else { String::new() };
             let mut arguments = String::new();
@@ -101,11 +120,12 @@ fn one(
         exact: false,
         cpus: None,
         plugin: None,
+        module,
     };
     let start = Instant::now();
-    let mut reader = Reader::new(&kernel.to_string());
+    let mut reader = Reader::new(&guest.to_string());
     let mut line = Vec::new();
-    let outcome = vm::run(kernel, &image, &job, |bytes| {
+    let outcome = vm::run(&kernel, &image, &job, |bytes| {
         std::io::stdout().write_all(bytes)?;
         for byte in bytes {
             if *byte == b'\n' {
@@ -122,14 +142,14 @@ fn one(
         Some(code) => Err(format!("exit status {code}")),
         None => Err("the tests did not end".into()),
     });
-    let name = format!("{kernel}: the guest");
+    let name = format!("{guest}: the guest");
     for finding in &outcome.findings {
         totals.fail(&name, finding);
     }
     if let Some(log) = &outcome.log {
         println!("the guest's log is {}", log.display());
     }
-    println!("tests in {kernel} took {} s", start.elapsed().as_secs());
+    println!("tests in {guest} took {} s", start.elapsed().as_secs());
     Ok(totals)
 }
 

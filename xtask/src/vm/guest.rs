@@ -14,10 +14,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, Signal, kill_process_group};
-use rustix::system::{RebootCommand, reboot};
+use rustix::system::{RebootCommand, delete_module, finit_module, reboot};
 use rustix::termios::{OptionalActions, tcdrain, tcgetattr, tcsetattr};
 
 use super::log::{BEGIN, END};
@@ -32,7 +33,12 @@ pub(super) const STDERR: &str = "GETBUF_STDERR";
 const WORK: &str = "/dev/shm/work";
 
 const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
-const LEASES: &str = "/sys/kernel/debug/io_uring/leases";
+/// Where the patched kernel and the module count leases.
+const LEASES: [&str; 3] = [
+    "/sys/kernel/debug/io_uring/leases",
+    "/sys/class/misc/getbuf/stats/leases",
+    "/sys/class/misc/getbuf/stats/pinned_bytes",
+];
 
 /// Whether this process is a guest's init.
 pub(crate) fn is_init() -> bool {
@@ -66,8 +72,15 @@ fn serve(job: &Path, findings: &mut Vec<String>) -> Result<i32> {
         fs::write(KMEMLEAK, "clear").context("kmemleak")?;
     }
     say(BEGIN)?;
+    let module = job.join("module").exists();
+    if module {
+        load(job)?;
+    }
     let code = command(job)?;
     leases(findings);
+    if module {
+        unload(findings);
+    }
     if debug {
         leaks(findings)?;
     }
@@ -108,22 +121,47 @@ fn set_up() -> Result<()> {
     fs::create_dir(WORK).context(WORK)
 }
 
+/// What the other side has written.
+fn words(job: &Path, name: &str) -> Result<Vec<OsString>> {
+    let text = fs::read(job.join(name)).with_context(|| name.to_owned())?;
+    let words = text.split(|byte| *byte == 0).map(|word| OsStr::from_bytes(word).to_owned());
+    let mut words: Vec<_> = words.collect();
+    words.pop();
+    Ok(words)
+}
+
+fn load(job: &Path) -> Result<()> {
+    for path in words(job, "module")? {
+        let file = File::open(&path).with_context(|| path.display().to_string())?;
+        finit_module(file, c"", 0).with_context(|| format!("loading {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Nothing that the command has left behind may keep the module.
+fn unload(findings: &mut Vec<String>) {
+    for _ in 0..100 {
+        // Not: wait until it can be unloaded.
+        match delete_module(c"getbuf", OFlags::NONBLOCK.bits() as i32) {
+            Ok(()) => return,
+            // As above, and files are closed a little later.
+            Err(Errno::WOULDBLOCK | Errno::BUSY) => thread::sleep(Duration::from_millis(100)),
+            Err(errno) => return findings.push(format!("unloading the module: {errno}")),
+        }
+    }
+    let references = fs::read_to_string("/sys/module/getbuf/refcnt").unwrap_or_default();
+    findings.push(format!("the module cannot be unloaded: {} references", references.trim()));
+}
+
 /// Runs the command, and gives its exit status as a shell would.
 fn command(job: &Path) -> Result<i32> {
-    let words = |name: &str| -> Result<Vec<OsString>> {
-        let text = fs::read(job.join(name)).with_context(|| name.to_owned())?;
-        let words = text.split(|byte| *byte == 0).map(|word| OsStr::from_bytes(word).to_owned());
-        let mut words: Vec<_> = words.collect();
-        words.pop();
-        Ok(words)
-    };
-    let argv = words("command")?;
-    let limit = words("limit")?.first().and_then(|limit| limit.to_str()?.parse().ok());
+    let argv = words(job, "command")?;
+    let limit = words(job, "limit")?.first().and_then(|limit| limit.to_str()?.parse().ok());
     let limit = Duration::from_secs(limit.context("limit")?);
     let (program, args) = argv.split_first().context("command")?;
     let mut command = Command::new(program);
     command.args(args).env_clear();
-    for word in words("env")? {
+    for word in words(job, "env")? {
         let bytes = word.as_bytes();
         let name = bytes.iter().position(|byte| *byte == b'=').context("env")?;
         command.env(OsStr::from_bytes(&bytes[..name]), OsStr::from_bytes(&bytes[name + 1..]));
@@ -197,8 +235,7 @@ fn leases(findings: &mut Vec<String>) {
     let mut count = String::new();
     // Rings are taken apart by a worker after their last user is gone.
     for _ in 0..100 {
-        let Ok(text) = fs::read_to_string(LEASES) else { return };
-        count = text;
+        count = LEASES.iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
         if count.split_whitespace().filter(|word| word.parse::<i64>().is_ok()).all(|n| n == "0") {
             return;
         }

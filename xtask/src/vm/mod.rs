@@ -45,6 +45,8 @@ pub(crate) struct Job {
     pub(crate) cpus: Option<usize>,
     /// QEMU only: a plugin, with what it is told.
     pub(crate) plugin: Option<OsString>,
+    /// A module to load before, and to unload after.
+    pub(crate) module: Option<PathBuf>,
 }
 
 /// How a guest ended.
@@ -181,6 +183,9 @@ impl Folder {
         folder.write("limit", [job.limit.as_secs().to_string().into()])?;
         if debug {
             folder.write("debug", [])?;
+        }
+        if let Some(module) = &job.module {
+            folder.write("module", [module.into()])?;
         }
         Ok(folder)
     }
