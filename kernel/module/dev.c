@@ -14,7 +14,6 @@
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/rcupdate.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/uio.h>
@@ -175,21 +174,24 @@ static int cmd_copy_out(struct io_uring_cmd *cmd, unsigned int issue_flags)
 	if (unlikely(ret))
 		return ret;
 
-	for (i = 0; done < len; i++) {
+	for (i = 0; off >= from.bvec[i].bv_len; i++)
+		off -= from.bvec[i].bv_len;
+	while (done < len) {
 		const struct bio_vec *bv = &from.bvec[i];
+		size_t at = bv->bv_offset + off;
 		size_t n, copied;
 
-		if (off >= bv->bv_len) {
-			off -= bv->bv_len;
-			continue;
-		}
-		n = min_t(size_t, len - done, bv->bv_len - off);
-		copied = copy_page_to_iter(bv->bv_page, bv->bv_offset + off, n,
-					   &to);
+		/* a driver's segment may span pages that are no folio */
+		n = min3(len - done, (size_t)(bv->bv_len - off),
+			 PAGE_SIZE - offset_in_page(at));
+		copied = copy_page_to_iter(bv->bv_page + (at >> PAGE_SHIFT),
+					   offset_in_page(at), n, &to);
 		done += copied;
 		if (copied != n)
 			return done ?: -EFAULT;
-		off = 0;
+		off += n;
+		while (done < len && off >= from.bvec[i].bv_len)
+			off -= from.bvec[i++].bv_len;
 	}
 	return done;
 }
@@ -205,7 +207,8 @@ static int cmd_query(struct io_uring_cmd *cmd, struct getbuf_file *gf)
 		.version	= GETBUF_ABI_VERSION,
 		.features	= GETBUF_FEAT_BIND | GETBUF_FEAT_COPY_OUT,
 		.max_fetch	= fetch_limit(),
-		.pinned		= getbuf_client_pinned(gf->client),
+		.pinned		= (u64)atomic_long_read(&gf->client->pages)
+				  << PAGE_SHIFT,
 		.pinned_limit	= getbuf_pinned_limit(cmd),
 	};
 
@@ -246,12 +249,12 @@ static int cmd_bind(struct io_uring_cmd *cmd, struct getbuf_file *gf)
 	bound->source = get_file(fd_file(f));
 	bound->kind = getbuf_kind(fd_file(f));
 	bound->client = gf->client;
-	getbuf_client_get(bound->client);
+	get_file(bound->client->file);
 
 	ret = anon_inode_getfd("[getbuf]", &getbuf_bound_fops, bound,
 			       O_RDONLY | O_CLOEXEC);
 	if (ret < 0) {
-		getbuf_client_put(bound->client);
+		fput(bound->client->file);
 		fput(bound->source);
 		kfree(bound);
 	}
@@ -332,7 +335,7 @@ static int getbuf_open(struct inode *inode, struct file *file)
 	gf = kzalloc_obj(*gf, GFP_KERNEL_ACCOUNT);
 	if (!gf)
 		return -ENOMEM;
-	gf->client = getbuf_client_new();
+	gf->client = getbuf_client_new(file);
 	if (!gf->client) {
 		kfree(gf);
 		return -ENOMEM;
@@ -341,13 +344,22 @@ static int getbuf_open(struct inode *inode, struct file *file)
 	return nonseekable_open(inode, file);
 }
 
+/* Neither a lease nor a bound descriptor is left. */
 static int getbuf_close(struct inode *inode, struct file *file)
 {
 	struct getbuf_file *gf = file->private_data;
 
-	if (gf->source)
-		fput(gf->source);
-	getbuf_client_put(gf->client);
+	getbuf_client_free(gf->client);
+	kfree(gf);
+	return 0;
+}
+
+static int getbuf_bound_close(struct inode *inode, struct file *file)
+{
+	struct getbuf_file *gf = file->private_data;
+
+	fput(gf->source);
+	fput(gf->client->file);
 	kfree(gf);
 	return 0;
 }
@@ -362,7 +374,7 @@ static const struct file_operations getbuf_fops = {
 
 static const struct file_operations getbuf_bound_fops = {
 	.owner		= THIS_MODULE,
-	.release	= getbuf_close,
+	.release	= getbuf_bound_close,
 	.uring_cmd	= getbuf_uring_cmd,
 	.llseek		= noop_llseek,
 };
@@ -396,12 +408,6 @@ static int __init getbuf_init(void)
 static void __exit getbuf_exit(void)
 {
 	misc_deregister(&getbuf_dev);
-	/*
-	 * The end of the last lease lets go of the module from within the
-	 * module. Whoever did that has nothing left to wait for, but may not
-	 * have returned to the core yet.
-	 */
-	synchronize_rcu_tasks();
 }
 
 module_init(getbuf_init);

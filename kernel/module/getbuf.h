@@ -19,9 +19,7 @@
 #include <linux/fs.h>
 #include <linux/io_uring/cmd.h>
 #include <linux/percpu.h>
-#include <linux/refcount.h>
 #include <linux/spinlock.h>
-#include <linux/uidgid.h>
 
 #include "getbuf_uapi.h"
 
@@ -51,13 +49,14 @@ void iou_buf_put_pages(struct iou_buf_desc *desc);
 
 /*
  * One opening of /dev/getbuf. Shared by the descriptors that were bound
- * through it, and outlives them all as long as it has leases.
+ * through it, and outlives them all as long as it has leases: each of them
+ * holds the file, and by it the module. The end of a file is the core's
+ * business (fput() only puts it off), so that nobody can unload the module
+ * while a lease that ends is still in it.
  */
 struct getbuf_client {
-	refcount_t refs;		/* open files, and leases */
-	kuid_t uid;			/* who has opened it */
+	struct file *file;		/* not a reference */
 	atomic_long_t pages;		/* in leases */
-	struct list_head node;		/* in the list of all clients */
 
 	spinlock_t lock;		/* for what follows */
 	struct {
@@ -76,10 +75,8 @@ struct getbuf_lease {
 	struct bio_vec bvec[];
 };
 
-struct getbuf_client *getbuf_client_new(void);
-void getbuf_client_get(struct getbuf_client *client);
-void getbuf_client_put(struct getbuf_client *client);
-u64 getbuf_client_pinned(const struct getbuf_client *client);
+struct getbuf_client *getbuf_client_new(struct file *file);
+void getbuf_client_free(struct getbuf_client *client);
 
 struct getbuf_lease *getbuf_lease_new(struct getbuf_client *client, size_t len);
 void getbuf_lease_drop(struct getbuf_lease *lease);

@@ -5,10 +5,8 @@
  */
 #include "getbuf.h"
 
-#include <linux/cred.h>
-#include <linux/list.h>
+#include <linux/file.h>
 #include <linux/mm.h>
-#include <linux/module.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/user.h>
 #include <linux/slab.h>
@@ -16,46 +14,22 @@
 /* How many spare leases of each size a client keeps. */
 static const unsigned int max_spares[GETBUF_SPARE_SIZES] = { 64, 8 };
 
-static LIST_HEAD(clients);
-static DEFINE_SPINLOCK(clients_lock);
-
-struct getbuf_client *getbuf_client_new(void)
+struct getbuf_client *getbuf_client_new(struct file *file)
 {
 	struct getbuf_client *client;
 
 	client = kzalloc_obj(*client, GFP_KERNEL_ACCOUNT);
 	if (!client)
 		return NULL;
-	refcount_set(&client->refs, 1);
+	client->file = file;
 	spin_lock_init(&client->lock);
-	client->uid = current_user()->uid;
-
-	spin_lock(&clients_lock);
-	list_add(&client->node, &clients);
-	spin_unlock(&clients_lock);
-
-	/* a client with leases is all that holds the module in the end */
-	__module_get(THIS_MODULE);
 	return client;
 }
 
-void getbuf_client_get(struct getbuf_client *client)
-{
-	refcount_inc(&client->refs);
-}
-
-/* The caller may not be in a hurry to return: see getbuf_exit(). */
-void getbuf_client_put(struct getbuf_client *client)
+void getbuf_client_free(struct getbuf_client *client)
 {
 	struct getbuf_lease *lease, *next;
 	int i;
-
-	if (likely(!refcount_dec_and_test(&client->refs)))
-		return;
-
-	spin_lock(&clients_lock);
-	list_del(&client->node);
-	spin_unlock(&clients_lock);
 
 	for (i = 0; i < GETBUF_SPARE_SIZES; i++) {
 		for (lease = client->spare[i].first; lease; lease = next) {
@@ -64,22 +38,6 @@ void getbuf_client_put(struct getbuf_client *client)
 		}
 	}
 	kfree(client);
-	module_put(THIS_MODULE);
-}
-
-/* Bytes in all leases of the user who has opened the device. */
-u64 getbuf_client_pinned(const struct getbuf_client *client)
-{
-	struct getbuf_client *other;
-	long pages = 0;
-
-	spin_lock(&clients_lock);
-	list_for_each_entry(other, &clients, node) {
-		if (uid_eq(other->uid, client->uid))
-			pages += atomic_long_read(&other->pages);
-	}
-	spin_unlock(&clients_lock);
-	return (u64)pages << PAGE_SHIFT;
 }
 
 static inline int spare_size(unsigned int nr_bvecs)
@@ -220,13 +178,13 @@ static void lease_uncharge(struct getbuf_lease *lease)
 static void lease_release(void *priv)
 {
 	struct getbuf_lease *lease = priv;
-	struct getbuf_client *client = lease->client;
+	struct file *file = lease->client->file;
 
 	getbuf_count(GETBUF_STAT_LEASES, -1);
 	getbuf_count(GETBUF_STAT_PINNED_PAGES, -(long)lease->pages);
 	lease_uncharge(lease);
 	getbuf_lease_drop(lease);
-	getbuf_client_put(client);
+	fput(file);
 }
 
 /*
@@ -242,7 +200,7 @@ int getbuf_lease_install(struct getbuf_lease *lease, struct io_uring_cmd *cmd,
 	ret = lease_charge(lease, cmd_to_io_kiocb(cmd)->ctx);
 	if (unlikely(ret))
 		return ret;
-	getbuf_client_get(lease->client);
+	get_file(lease->client->file);
 	pages = lease->pages;
 	getbuf_count(GETBUF_STAT_LEASES, 1);
 	getbuf_count(GETBUF_STAT_PINNED_PAGES, pages);
@@ -254,7 +212,7 @@ int getbuf_lease_install(struct getbuf_lease *lease, struct io_uring_cmd *cmd,
 		getbuf_count(GETBUF_STAT_LEASES, -1);
 		getbuf_count(GETBUF_STAT_PINNED_PAGES, -(long)pages);
 		lease_uncharge(lease);
-		getbuf_client_put(lease->client);
+		fput(lease->client->file);
 	}
 	return ret;
 }

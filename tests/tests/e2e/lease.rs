@@ -454,9 +454,12 @@ fn detach_in_flight(rig: &Rig) -> Verdict {
     let chain = ring.chain_write(&source, 0, 4096, &sink, STREAM)?;
     drop((source, sink));
     let other = folder.sink()?;
+    // The module engine has places for what is bound.
+    let spare = if rig.engine == Engine::Module { 3 } else { 0 };
+    let others: Vec<_> = (0..spare).map_while(|_| ring.attach(&other).ok()).collect();
     for _ in 0..3 {
         ring.wait_timeout(1, Duration::from_millis(5))?;
-        let error = ring.attach(&other).expect_err("both places are named by the chain");
+        let error = ring.attach(&other).expect_err("two places are named by the chain");
         assert_eq!(error.kind(), ErrorKind::NoFile);
     }
     from.read_exact(&mut vec![0; size])?;
@@ -464,6 +467,7 @@ fn detach_in_flight(rig: &Rig) -> Verdict {
     let one = ring.attach(&other)?;
     let two = ring.attach(&other)?;
     assert_ne!(one.index(), two.index());
+    drop(others);
     let mut got = vec![0; 4096];
     from.read_exact(&mut got)?;
     assert_eq!(got, content);

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -135,7 +136,8 @@ fn load(job: &Path) -> Result<()> {
         let file = File::open(&path).with_context(|| path.display().to_string())?;
         finit_module(file, c"", 0).with_context(|| format!("loading {}", path.display()))?;
     }
-    Ok(())
+    // As its README has udev do it.
+    Ok(fs::set_permissions("/dev/getbuf", fs::Permissions::from_mode(0o666))?)
 }
 
 /// Nothing that the command has left behind may keep the module.

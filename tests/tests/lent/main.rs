@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is promised of memory that the kernel lends: tests for the engines that do not copy.
 //!
-//! They run in the test kernels, as root. On a kernel that lends nothing every one of them is
-//! ignored, and the reason is printed. `GETBUF_TEST_ENGINE=opcode` insists.
+//! They run in the test kernels, as root, once for each engine. On a kernel that lends nothing every
+//! one of them is ignored, and the reason is printed. `GETBUF_TEST_ENGINE=opcode` (`module`) insists.
+
+mod attacks;
+mod raw;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -14,178 +17,97 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use io_uring::IoUring;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::Fd;
-use io_uring::{IoUring, opcode as ops};
 use libtest_mimic::{Arguments, Failed, Trial};
-use uring_getbuf::lease::{Installed, Lease};
-use uring_getbuf::opcode::{GetBuf, PutBuf};
 use uring_getbuf::relay::Relay;
-use uring_getbuf::slots::{Event, Outgoing, Slots};
+use uring_getbuf::slots::Event;
 use uring_getbuf::{Engine, Ring, STREAM, SendFlags, Support};
 
-type Outcome = Result<(), Failed>;
-type Test = fn() -> Outcome;
+use crate::raw::{Lender, Raw};
 
-/// Where the patched kernel counts leases.
-const COUNTS: &str = "/sys/kernel/debug/io_uring/leases";
+pub(crate) type Outcome = Result<(), Failed>;
+type Test = fn(Engine) -> Outcome;
+
 /// Tells the executable that it is a child of a test, and of which.
 const CHILD: &str = "GETBUF_TEST_CHILD";
 /// What the source consists of where a test looks for it in memory, inverted.
 const MARKER: [u8; 16] = *b"\xb8\x9a\x8b\x9d\x8a\x99\xdf\x92\x9e\x8d\x94\x9a\x8d\xde\xdf\x01";
-const SLOTS: u16 = 16;
-const BLOCK: u32 = 64 << 10;
+pub(crate) const SLOTS: u16 = 16;
+pub(crate) const BLOCK: u32 = 64 << 10;
 
 fn main() {
     match std::env::var(CHILD).as_deref() {
         Ok("killed") => return killed_child(),
         Ok("scanned") => return scanned_child(),
+        Ok("nobody") => return attacks::nobody_child(),
         _ => {}
     }
     let support = Support::detect();
     let asked = std::env::var("GETBUF_TEST_ENGINE").ok();
-    let works = support.engine(Engine::Opcode);
-    if let (Some("opcode"), Err(reason)) = (asked.as_deref(), works) {
-        eprintln!("GETBUF_TEST_ENGINE asks for the opcode engine: {reason}");
-        std::process::exit(1);
+    let mut trials = Vec::new();
+    for engine in [Engine::Opcode, Engine::Module] {
+        let works = support.engine(engine);
+        let insisted = asked.as_deref() == Some(engine.name());
+        if let Err(reason) = works {
+            if insisted {
+                eprintln!("GETBUF_TEST_ENGINE asks for the {engine} engine: {reason}");
+                std::process::exit(1);
+            }
+            println!("ignored: the {engine} engine does not work here: {reason}");
+        }
+        let ignored = works.is_err() || (asked.is_some() && !insisted);
+        let own = if engine == Engine::Opcode { OPCODE } else { attacks::TESTS };
+        trials.extend(COMMON.iter().chain(own).map(|&(name, test)| {
+            Trial::test(format!("{engine}::lent::{name}"), move || {
+                test(engine)?;
+                no_leases_left(engine)
+            })
+            .with_ignored_flag(ignored)
+        }));
     }
-    let ignored = asked.as_deref().is_some_and(|asked| asked != "opcode") || works.is_err();
-    if let Err(reason) = works {
-        println!("ignored: the opcode engine does not work here: {reason}");
-    }
-    let tests: [(&str, Test); 15] = [
-        ("fields_that_must_be_zero", fields_that_must_be_zero),
-        ("slots_that_cannot_be_filled", slots_that_cannot_be_filled),
-        ("slots_that_cannot_be_emptied", slots_that_cannot_be_emptied),
-        ("files_that_cannot_lend", files_that_cannot_lend),
-        ("a_lease_cannot_be_written_to", a_lease_cannot_be_written_to),
-        ("nor_its_file_on_a_disk", nor_its_file_on_a_disk),
-        ("nothing_past_the_end_of_the_file", nothing_past_the_end_of_the_file),
-        ("a_short_fetch_breaks_a_soft_link", a_short_fetch_breaks_a_soft_link),
-        ("replace_on_fetch", replace_on_fetch),
-        ("emptied_by_an_update_of_the_table", emptied_by_an_update_of_the_table),
-        ("a_lease_outlives_its_file", a_lease_outlives_its_file),
-        ("a_file_that_is_cut_short", a_file_that_is_cut_short),
-        ("released_while_it_is_sent", released_while_it_is_sent),
-        ("killed_with_leases", killed_with_leases),
-        ("no_mapping_holds_the_bytes", no_mapping_holds_the_bytes),
-    ];
-    let trials = tests.into_iter().map(|(name, test)| {
-        Trial::test(format!("opcode::lent::{name}"), move || {
-            test()?;
-            no_leases_left()
-        })
-        .with_ignored_flag(ignored)
-    });
     // The counts are the kernel's, so one test at a time.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    libtest_mimic::run(&arguments, trials.collect()).exit();
+    libtest_mimic::run(&arguments, trials).exit();
 }
 
-/// A ring and slots, driven by hand.
-struct Raw {
-    uring: IoUring,
-    slots: Slots,
-    get_buf: u8,
-    put_buf: u8,
-}
+/// What holds for every engine.
+const COMMON: &[(&str, Test)] = &[
+    ("slots_that_cannot_be_filled", slots_that_cannot_be_filled),
+    ("slots_that_cannot_be_emptied", slots_that_cannot_be_emptied),
+    ("files_that_cannot_lend", files_that_cannot_lend),
+    ("a_lease_cannot_be_written_to", a_lease_cannot_be_written_to),
+    ("nor_its_file_on_a_disk", nor_its_file_on_a_disk),
+    ("nothing_past_the_end_of_the_file", nothing_past_the_end_of_the_file),
+    ("a_short_fetch_breaks_a_soft_link", a_short_fetch_breaks_a_soft_link),
+    ("a_lease_outlives_its_file", a_lease_outlives_its_file),
+    ("a_file_that_is_cut_short", a_file_that_is_cut_short),
+    ("released_while_it_is_sent", released_while_it_is_sent),
+    ("killed_with_leases", killed_with_leases),
+    ("no_mapping_holds_the_bytes", no_mapping_holds_the_bytes),
+];
 
-impl Raw {
-    fn new() -> Result<Self, Failed> {
-        Self::with(|numbers, builder| builder.opcode(numbers.0, Some(numbers.1), 0, SLOTS))
-    }
-
-    fn with(
-        build: impl FnOnce((u8, u8), uring_getbuf::slots::Builder) -> uring_getbuf::slots::Builder,
-    ) -> Result<Self, Failed> {
-        let support = Support::detect();
-        let get_buf = support.get_buf_opcode().ok_or("no GET_BUF")?;
-        let put_buf = support.put_buf_opcode().ok_or("no PUT_BUF")?;
-        let uring = IoUring::builder().setup_submit_all().build(64)?;
-        uring.submitter().register_buffers_sparse(u32::from(SLOTS))?;
-        let slots = build((get_buf, put_buf), Slots::builder(&support)).build()?;
-        Ok(Self { uring, slots, get_buf, put_buf })
-    }
-
-    /// Sends requests, and gives the results of those that post one, in their order.
-    fn results(&mut self, entries: &[Entry], wait: usize) -> Vec<(u64, i32)> {
-        for (index, entry) in entries.iter().enumerate() {
-            let entry = entry.clone().user_data(index as u64);
-            // SAFETY: the files and the memory that a test's request names live as long as it.
-            unsafe { self.uring.submission().push(&entry) }.expect("the queue has room");
-        }
-        self.uring.submit_and_wait(wait).expect("io_uring_enter");
-        self.uring.completion().map(|entry| (entry.user_data(), entry.result())).collect()
-    }
-
-    fn result(&mut self, entry: &Entry) -> i32 {
-        self.results(std::slice::from_ref(entry), 1)[0].1
-    }
-
-    fn get(&self, file: &impl AsRawFd, len: u32, slot: u16) -> GetBuf {
-        GetBuf::new(self.get_buf, Fd(file.as_raw_fd()), len, slot)
-    }
-
-    fn put(&self, slot: u16) -> Entry {
-        PutBuf::new(self.put_buf, slot).build()
-    }
-
-    fn write(&self, file: &impl AsRawFd, from: u64, len: u32, slot: u16) -> Entry {
-        ops::WriteFixed::new(Fd(file.as_raw_fd()), from as *const u8, len, slot)
-            .offset(STREAM)
-            .build()
-    }
-
-    fn read(&self, file: &impl AsRawFd, to: u64, len: u32, slot: u16) -> Entry {
-        ops::ReadFixed::new(Fd(file.as_raw_fd()), to as *mut u8, len, slot).build()
-    }
-
-    /// Sends what the slots want sent, and takes events until none is left.
-    fn events(&mut self, wait: usize) -> Vec<Event> {
-        while let Some(outgoing) = self.slots.next_request() {
-            if let Outgoing::Clear(clear) = outgoing {
-                let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-                let index = u32::from(clear.index());
-                // SAFETY: a null vector names no memory.
-                unsafe { self.uring.submitter().register_buffers_update(index, &[none], None) }
-                    .expect("updating the table");
-                clear.done();
-                continue;
-            }
-            // SAFETY: the slots are those of this ring, and get every completion.
-            unsafe { outgoing.push(&mut self.uring.submission()) }.expect("the queue has room");
-        }
-        self.uring.submit_and_wait(wait).expect("io_uring_enter");
-        let slots = &self.slots;
-        self.uring
-            .completion()
-            .filter_map(|entry| slots.complete(entry.user_data(), entry.result(), entry.flags()))
-            .collect()
-    }
-
-    fn fetch(&mut self, file: &impl AsRawFd, offset: u64, len: u32) -> Lease<Installed> {
-        let (lease, request) =
-            self.slots.fetch(Fd(file.as_raw_fd()), offset, len).expect("a free slot");
-        // SAFETY: the file outlives the fetch, which is waited for.
-        unsafe { request.push(&mut self.uring.submission()) }.expect("the queue has room");
-        self.events(1);
-        lease.installed().expect("the file can lend")
-    }
-}
+/// What is the request's own.
+const OPCODE: &[(&str, Test)] = &[
+    ("fields_that_must_be_zero", fields_that_must_be_zero),
+    ("replace_on_fetch", replace_on_fetch),
+    ("emptied_by_an_update_of_the_table", emptied_by_an_update_of_the_table),
+];
 
 /// A file in the current folder, with bytes that tell where they are.
-fn source(len: usize) -> Result<(File, Vec<u8>), Failed> {
+pub(crate) fn source(len: usize) -> Result<(File, Vec<u8>), Failed> {
     let bytes: Vec<u8> = (0..len).map(|at| (at / 7 % 251) as u8).collect();
     let mut file = tempfile::tempfile()?;
     file.write_all(&bytes)?;
     Ok((file, bytes))
 }
 
-fn check(what: &str, is: impl PartialEq<i32> + std::fmt::Debug, want: i32) -> Outcome {
+pub(crate) fn check(what: &str, is: impl PartialEq<i32> + std::fmt::Debug, want: i32) -> Outcome {
     if is == want { Ok(()) } else { Err(format!("{what}: {is:?}, not {want}").into()) }
 }
 
-fn same(what: &str, is: &[u8], want: &[u8]) -> Outcome {
+pub(crate) fn same(what: &str, is: &[u8], want: &[u8]) -> Outcome {
     if is == want {
         return Ok(());
     }
@@ -195,38 +117,47 @@ fn same(what: &str, is: &[u8], want: &[u8]) -> Outcome {
 }
 
 /// The kernel's count of live leases.
-fn leases() -> Result<u64, Failed> {
-    if !Path::new(COUNTS).exists() {
+pub(crate) fn leases(engine: Engine) -> Result<u64, Failed> {
+    let path = match engine {
+        Engine::Module => "/sys/class/misc/getbuf/stats/leases",
+        Engine::Opcode | Engine::Copy => "/sys/kernel/debug/io_uring/leases",
+    };
+    if !Path::new(path).exists() {
         let _ = Command::new("mount").args(["-t", "debugfs", "none", "/sys/kernel/debug"]).status();
     }
-    let text = fs::read_to_string(COUNTS).map_err(|error| format!("{COUNTS}: {error}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("leases "));
-    Ok(line.ok_or("no count of leases")?.trim().parse()?)
+    let text = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+    let first = text.lines().next().unwrap_or_default();
+    Ok(first.trim_start_matches("leases ").trim().parse()?)
 }
 
 /// A ring that was closed gives its leases back a little later.
-fn no_leases_left() -> Outcome {
+pub(crate) fn no_leases_left(engine: Engine) -> Outcome {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while leases()? != 0 {
+    while leases(engine)? != 0 {
         if Instant::now() > deadline {
-            return Err(format!("{} leases are left", leases()?).into());
+            return Err(format!("{} leases are left", leases(engine)?).into());
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
 }
 
-fn fields_that_must_be_zero() -> Outcome {
+/// What an engine says differently.
+fn by(engine: Engine, opcode: i32, module: i32) -> i32 {
+    if engine == Engine::Module { module } else { opcode }
+}
+
+fn fields_that_must_be_zero(engine: Engine) -> Outcome {
     let (file, _) = source(4096)?;
-    let mut raw = Raw::new()?;
+    let mut raw = Raw::new(engine)?;
     // Offsets in struct io_uring_sqe: ioprio, addr, rw_flags, splice_fd_in, addr3.
     for (name, at) in
         [("ioprio", 2), ("addr", 16), ("rw_flags", 31), ("file_index", 44), ("addr3", 48)]
     {
-        let entry = with_byte(raw.get(&file, 4096, 0).build(), at);
+        let entry = with_byte(raw.get(&file, 4096, 0), at);
         check(&format!("GET_BUF with {name}"), raw.result(&entry), -libc::EINVAL)?;
     }
-    check("GET_BUF", raw.result(&raw.get(&file, 4096, 0).build()), 4096)?;
+    check("GET_BUF", raw.result(&raw.get(&file, 4096, 0)), 4096)?;
     for (name, at) in [
         ("ioprio", 2),
         ("off", 8),
@@ -242,32 +173,31 @@ fn fields_that_must_be_zero() -> Outcome {
     check("PUT_BUF", raw.result(&raw.put(0)), 0)
 }
 
-fn with_byte(entry: Entry, at: usize) -> Entry {
-    // SAFETY: an `Entry` is 64 bytes of plain data.
-    let mut bytes = unsafe { std::mem::transmute::<Entry, [u8; 64]>(entry) };
+pub(crate) fn with_byte(entry: Entry, at: usize) -> Entry {
+    let mut bytes = raw::to_bytes(entry);
     bytes[at] |= 0x40;
-    // SAFETY: likewise.
-    unsafe { std::mem::transmute::<[u8; 64], Entry>(bytes) }
+    raw::from_bytes(bytes)
 }
 
-fn slots_that_cannot_be_filled() -> Outcome {
+fn slots_that_cannot_be_filled(engine: Engine) -> Outcome {
     let (file, _) = source(4096)?;
-    let mut raw = Raw::new()?;
-    check("past the table", raw.result(&raw.get(&file, 4096, SLOTS).build()), -libc::EFAULT)?;
-    check("a free slot", raw.result(&raw.get(&file, 4096, 3).build()), 4096)?;
-    check("a taken slot", raw.result(&raw.get(&file, 4096, 3).build()), -libc::EINVAL)?;
-    check("leases", leases()? as i32, 1)?;
-    check("the end of the file", raw.result(&raw.get(&file, 4096, 4).offset(4096).build()), 0)?;
-    check(
-        "an empty buffer is installed",
-        raw.result(&raw.get(&file, 4096, 4).build()),
-        -libc::EINVAL,
-    )?;
-    check("and released", raw.result(&raw.put(4)), 0)
+    let mut raw = Raw::new(engine)?;
+    let past = by(engine, -libc::EFAULT, -libc::EINVAL);
+    let taken = by(engine, -libc::EINVAL, -libc::EBUSY);
+    check("past the table", raw.result(&raw.get(&file, 4096, SLOTS)), past)?;
+    check("far past the table", raw.result(&raw.get(&file, 4096, u16::MAX)), past)?;
+    check("a free slot", raw.result(&raw.get(&file, 4096, 3)), 4096)?;
+    check("a taken slot", raw.result(&raw.get(&file, 4096, 3)), taken)?;
+    check("leases", leases(engine)? as i32, 1)?;
+    check("the end of the file", raw.result(&raw.get_at(&file, 4096, 4096, 4)), 0)?;
+    // Of the request, that is a lease of nothing.
+    let again = by(engine, -libc::EINVAL, 4096);
+    check("the slot after that", raw.result(&raw.get(&file, 4096, 4)), again)?;
+    check("released", raw.result(&raw.put(4)), 0)
 }
 
-fn slots_that_cannot_be_emptied() -> Outcome {
-    let mut raw = Raw::new()?;
+fn slots_that_cannot_be_emptied(engine: Engine) -> Outcome {
+    let mut raw = Raw::new(engine)?;
     check("an empty slot", raw.result(&raw.put(0)), -libc::EINVAL)?;
     check("past the table", raw.result(&raw.put(SLOTS)), -libc::EINVAL)?;
     let mut memory = vec![0_u8; 4096];
@@ -277,8 +207,8 @@ fn slots_that_cannot_be_emptied() -> Outcome {
     check("the program's own memory", raw.result(&raw.put(5)), -libc::EBUSY)
 }
 
-fn files_that_cannot_lend() -> Outcome {
-    let mut raw = Raw::new()?;
+fn files_that_cannot_lend(engine: Engine) -> Outcome {
+    let mut raw = Raw::new(engine)?;
     let (socket, _peer) = UnixStream::pair()?;
     let folder = File::open(".")?;
     let proc = File::open("/proc/self/status")?;
@@ -288,21 +218,21 @@ fn files_that_cannot_lend() -> Outcome {
         ("a file of procfs", &proc, -524),
     ];
     for (name, file, want) in files {
-        let entry = GetBuf::new(raw.get_buf, Fd(file.as_raw_fd()), 64, 0).build();
+        let entry = raw.get(file, 64, 0);
         check(name, raw.result(&entry), want)?;
     }
     let path = tempfile::NamedTempFile::new()?;
     fs::write(path.path(), [1; 4096])?;
     let write_only = OpenOptions::new().write(true).open(path.path())?;
-    check("not open for reading", raw.result(&raw.get(&write_only, 64, 0).build()), -libc::EBADF)
+    check("not open for reading", raw.result(&raw.get(&write_only, 64, 0)), -libc::EBADF)
 }
 
-fn a_lease_cannot_be_written_to() -> Outcome {
+fn a_lease_cannot_be_written_to(engine: Engine) -> Outcome {
     let (file, bytes) = source(1 << 20)?;
     let (other, _) = source(4096)?;
     other.write_all_at(&[0xff; 4096], 0)?;
-    let mut raw = Raw::new()?;
-    check("GET_BUF", raw.result(&raw.get(&file, BLOCK, 0).build()), BLOCK as i32)?;
+    let mut raw = Raw::new(engine)?;
+    check("GET_BUF", raw.result(&raw.get(&file, BLOCK, 0)), BLOCK as i32)?;
     check("READ_FIXED", raw.result(&raw.read(&other, 0, 4096, 0)), -libc::EFAULT)?;
     let mut now = Vec::new();
     (&file).seek(SeekFrom::Start(0))?;
@@ -311,7 +241,7 @@ fn a_lease_cannot_be_written_to() -> Outcome {
 }
 
 /// On a real file system, and looked at after it was mounted anew.
-fn nor_its_file_on_a_disk() -> Outcome {
+fn nor_its_file_on_a_disk(engine: Engine) -> Outcome {
     let folder = tempfile::tempdir_in(".")?;
     let (image, mount) = (folder.path().join("image"), folder.path().join("mount"));
     fs::create_dir(&mount)?;
@@ -329,13 +259,13 @@ fn nor_its_file_on_a_disk() -> Outcome {
     let (other, _) = source(4096)?;
     {
         let file = File::open(&path)?;
-        let mut raw = Raw::new()?;
-        check("GET_BUF", raw.result(&raw.get(&file, BLOCK, 0).build()), BLOCK as i32)?;
+        let mut raw = Raw::new(engine)?;
+        check("GET_BUF", raw.result(&raw.get(&file, BLOCK, 0)), BLOCK as i32)?;
         check("READ_FIXED", raw.result(&raw.read(&other, 0, 4096, 0)), -libc::EFAULT)?;
         check("PUT_BUF", raw.result(&raw.put(0)), 0)?;
     }
     same("in the cache", &fs::read(&path)?, &bytes)?;
-    no_leases_left()?;
+    no_leases_left(engine)?;
     run("umount", &[&mount])?;
     mounted()?;
     let same = same("on the disk", &fs::read(&path)?, &bytes);
@@ -343,11 +273,11 @@ fn nor_its_file_on_a_disk() -> Outcome {
     same
 }
 
-fn nothing_past_the_end_of_the_file() -> Outcome {
+fn nothing_past_the_end_of_the_file(engine: Engine) -> Outcome {
     let (file, bytes) = source(100)?;
     let (sink, mut peer) = UnixStream::pair()?;
-    let mut raw = Raw::new()?;
-    check("GET_BUF", raw.result(&raw.get(&file, 4096, 0).build()), 100)?;
+    let mut raw = Raw::new(engine)?;
+    check("GET_BUF", raw.result(&raw.get(&file, 4096, 0)), 100)?;
     check("more than there is", raw.result(&raw.write(&sink, 0, 101, 0)), -libc::EFAULT)?;
     check("behind it", raw.result(&raw.write(&sink, 100, 1, 0)), -libc::EFAULT)?;
     check("all of it", raw.result(&raw.write(&sink, 0, 100, 0)), 100)?;
@@ -357,12 +287,12 @@ fn nothing_past_the_end_of_the_file() -> Outcome {
     same("what was written", &got, &bytes)
 }
 
-fn a_short_fetch_breaks_a_soft_link() -> Outcome {
+fn a_short_fetch_breaks_a_soft_link(engine: Engine) -> Outcome {
     let (file, _) = source(100)?;
     let (sink, _peer) = UnixStream::pair()?;
-    let mut raw = Raw::new()?;
+    let mut raw = Raw::new(engine)?;
     let requests = [
-        raw.get(&file, 4096, 0).build().flags(Flags::IO_LINK),
+        raw.get(&file, 4096, 0).flags(Flags::IO_LINK),
         raw.write(&sink, 0, 4096, 0).flags(Flags::IO_LINK),
         raw.put(0),
     ];
@@ -372,7 +302,7 @@ fn a_short_fetch_breaks_a_soft_link() -> Outcome {
     }
     check("the slot is still taken", raw.result(&raw.put(0)), 0)?;
     let requests = [
-        raw.get(&file, 4096, 0).build().flags(Flags::IO_HARDLINK | Flags::SKIP_SUCCESS),
+        raw.get(&file, 4096, 0).flags(Flags::IO_HARDLINK | Flags::SKIP_SUCCESS),
         raw.write(&sink, 0, 4096, 0).flags(Flags::IO_HARDLINK | Flags::SKIP_SUCCESS),
         raw.put(0),
     ];
@@ -383,34 +313,34 @@ fn a_short_fetch_breaks_a_soft_link() -> Outcome {
     check("the slot is free", raw.result(&raw.put(0)), -libc::EINVAL)
 }
 
-fn replace_on_fetch() -> Outcome {
+fn replace_on_fetch(engine: Engine) -> Outcome {
     let (file, bytes) = source(8192)?;
     let (sink, mut peer) = UnixStream::pair()?;
-    let mut raw = Raw::new()?;
+    let mut raw = Raw::new(engine)?;
     for page in [0, 1, 0] {
-        let fetch = raw.get(&file, 4096, 0).offset(page * 4096).replace().build();
+        let fetch = raw.get_buf(&file, 4096, 0).offset(page * 4096).replace().build();
         check("GET_BUF, replacing", raw.result(&fetch), 4096)?;
-        check("leases", leases()? as i32, 1)?;
+        check("leases", leases(engine)? as i32, 1)?;
         check("WRITE_FIXED", raw.result(&raw.write(&sink, 0, 4096, 0)), 4096)?;
         let mut got = [0; 4096];
         peer.read_exact(&mut got)?;
         same("the page", &got, &bytes[page as usize * 4096..][..4096])?;
     }
     let folder = File::open(".")?;
-    check("one that fails", raw.result(&raw.get(&folder, 4096, 0).replace().build()), -524)?;
+    check("one that fails", raw.result(&raw.get_buf(&folder, 4096, 0).replace().build()), -524)?;
     check("keeps what there was", raw.result(&raw.write(&sink, 0, 4096, 0)), 4096)?;
     let mut memory = vec![0_u8; 4096];
     let vector = libc::iovec { iov_base: memory.as_mut_ptr().cast(), iov_len: memory.len() };
     // SAFETY: the memory lives to the end of this function, and the ring is not used after it.
     unsafe { raw.uring.submitter().register_buffers_update(5, &[vector], None) }?;
-    let fetch = raw.get(&file, 4096, 5).replace().build();
+    let fetch = raw.get_buf(&file, 4096, 5).replace().build();
     check("the program's own memory is not replaced", raw.result(&fetch), -libc::EINVAL)?;
 
     // And through the slots: nothing is sent to empty them until they are trimmed.
     drop(raw);
-    no_leases_left()?;
-    let mut raw = Raw::with(|numbers, builder| {
-        builder.opcode(numbers.0, Some(numbers.1), 0, SLOTS).replace(true)
+    no_leases_left(engine)?;
+    let mut raw = Raw::with(engine, &IoUring::builder(), |lender, builder| {
+        lender.lend(builder).replace(true)
     })?;
     for _ in 0..3 {
         let lease = raw.fetch(&file, 0, 8192);
@@ -418,18 +348,21 @@ fn replace_on_fetch() -> Outcome {
         check("requests to send", i32::from(raw.slots.has_requests()), 0)?;
     }
     check("free slots", raw.slots.free() as i32, i32::from(SLOTS))?;
-    check("leases", leases()? as i32, 1)?;
+    check("leases", leases(engine)? as i32, 1)?;
     raw.slots.trim();
     raw.events(1);
-    check("leases after trim", leases()? as i32, 0)?;
+    check("leases after trim", leases(engine)? as i32, 0)?;
     check("free slots", raw.slots.free() as i32, i32::from(SLOTS))
 }
 
 /// As on a kernel that has only the RFC's request.
-fn emptied_by_an_update_of_the_table() -> Outcome {
+fn emptied_by_an_update_of_the_table(engine: Engine) -> Outcome {
     let (file, bytes) = source(8192)?;
     let (sink, mut peer) = UnixStream::pair()?;
-    let mut raw = Raw::with(|numbers, builder| builder.opcode(numbers.0, None, 0, SLOTS))?;
+    let mut raw = Raw::with(engine, &IoUring::builder(), |lender, builder| match *lender {
+        Lender::Opcode { get_buf, .. } => builder.opcode(get_buf, None, 0, SLOTS),
+        Lender::Module { .. } => unreachable!("a test of the request's own"),
+    })?;
     for _ in 0..2 * SLOTS {
         let lease = raw.fetch(&file, 0, 8192);
         let request = lease.write(.., Fd(sink.as_raw_fd()), STREAM)?;
@@ -438,7 +371,7 @@ fn emptied_by_an_update_of_the_table() -> Outcome {
         raw.events(1);
         drop(lease);
         raw.events(0);
-        check("leases", leases()? as i32, 0)?;
+        check("leases", leases(engine)? as i32, 0)?;
         let mut got = [0; 8192];
         peer.read_exact(&mut got)?;
         same("what was written", &got, &bytes)?;
@@ -446,12 +379,12 @@ fn emptied_by_an_update_of_the_table() -> Outcome {
     check("free slots", raw.slots.free() as i32, i32::from(SLOTS))
 }
 
-fn a_lease_outlives_its_file() -> Outcome {
+fn a_lease_outlives_its_file(engine: Engine) -> Outcome {
     let folder = tempfile::tempdir_in(".")?;
     let path = folder.path().join("file");
     let bytes: Vec<u8> = (0..BLOCK).map(|at| (at % 251) as u8).collect();
     fs::write(&path, &bytes)?;
-    let mut raw = Raw::new()?;
+    let mut raw = Raw::new(engine)?;
     let file = File::open(&path)?;
     let lease = raw.fetch(&file, 0, BLOCK);
     drop(file);
@@ -466,12 +399,12 @@ fn a_lease_outlives_its_file() -> Outcome {
     same("what the lease held", &got, &bytes)?;
     drop(lease);
     raw.events(1);
-    check("leases", leases()? as i32, 0)
+    check("leases", leases(engine)? as i32, 0)
 }
 
-fn a_file_that_is_cut_short() -> Outcome {
+fn a_file_that_is_cut_short(engine: Engine) -> Outcome {
     let (file, bytes) = source(BLOCK as usize)?;
-    let mut raw = Raw::new()?;
+    let mut raw = Raw::new(engine)?;
     let lease = raw.fetch(&file, 0, BLOCK);
     file.set_len(1000)?;
     let mut sink = tempfile::tempfile()?;
@@ -487,11 +420,11 @@ fn a_file_that_is_cut_short() -> Outcome {
     if strange { Err("bytes that were never in the file".into()) } else { Ok(()) }
 }
 
-fn released_while_it_is_sent() -> Outcome {
+fn released_while_it_is_sent(engine: Engine) -> Outcome {
     let (file, bytes) = source(BLOCK as usize)?;
     let (sink, mut peer) = UnixStream::pair()?;
     rustix::net::sockopt::set_socket_send_buffer_size(&sink, 4096)?;
-    let mut raw = Raw::new()?;
+    let mut raw = Raw::new(engine)?;
     let lease = raw.fetch(&file, 0, BLOCK);
     let request = lease.send(.., Fd(sink.as_raw_fd()), SendFlags::WAIT_ALL)?;
     // SAFETY: the sink outlives the request, which is waited for.
@@ -503,41 +436,41 @@ fn released_while_it_is_sent() -> Outcome {
     if !matches!(told[0], Event::Released { .. }) {
         return Err(format!("{told:?} while the send waits").into());
     }
-    check("leases while the send waits", leases()? as i32, 1)?;
+    check("leases while the send waits", leases(engine)? as i32, 1)?;
     check("free slots", raw.slots.free() as i32, i32::from(SLOTS) - 1)?;
     let mut got = vec![0; BLOCK as usize];
     peer.read_exact(&mut got)?;
     raw.events(1);
     same("what was sent", &got, &bytes)?;
     check("free slots", raw.slots.free() as i32, i32::from(SLOTS))?;
-    check("leases", leases()? as i32, 0)
+    check("leases", leases(engine)? as i32, 0)
 }
 
 /// A child of this executable.
-fn child(which: &str) -> Command {
+pub(crate) fn child(which: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("the test's own path"));
     command.env(CHILD, which).stdout(Stdio::piped());
     command
 }
 
-fn wait_for_line(child: &mut Child) -> Result<String, Failed> {
+pub(crate) fn wait_for_line(child: &mut Child) -> Result<String, Failed> {
     let mut line = String::new();
     let output = child.stdout.as_mut().ok_or("no output")?;
     BufReader::new(output).read_line(&mut line)?;
     Ok(line)
 }
 
-fn killed_with_leases() -> Outcome {
+fn killed_with_leases(engine: Engine) -> Outcome {
     for _ in 0..10 {
-        let mut child = child("killed").spawn()?;
+        let mut child = child("killed").env("ENGINE", engine.name()).spawn()?;
         let line = wait_for_line(&mut child)?;
-        let there = leases()?;
+        let there = leases(engine)?;
         child.kill()?;
         child.wait()?;
         if line != "ready\n" || there < 8 {
             return Err(format!("the child said {line:?}, with {there} leases").into());
         }
-        no_leases_left()?;
+        no_leases_left(engine)?;
     }
     Ok(())
 }
@@ -547,7 +480,8 @@ fn killed_child() {
     let (file, _) = source(1 << 20).unwrap_or_else(|error| panic!("{error:?}"));
     let (sink, _peer) = UnixStream::pair().expect("a socket");
     let (_read, write) = rustix::pipe::pipe().expect("a pipe");
-    let mut raw = Raw::new().unwrap_or_else(|error| panic!("{error:?}"));
+    let engine = std::env::var("ENGINE").expect("the parent sets it").parse().expect("an engine");
+    let mut raw = Raw::new(engine).unwrap_or_else(|error| panic!("{error:?}"));
     let leases: Vec<_> = (0..8).map(|at| raw.fetch(&file, at * 65536, BLOCK)).collect();
     let full: [&OwnedFd; 2] = [&OwnedFd::from(sink), &write];
     for lease in &leases {
@@ -566,13 +500,14 @@ fn killed_child() {
 /// The proof that nothing is copied to user space: a process that sends a file looks for the file's
 /// bytes in all of its own memory, while leases are in flight and afterwards. The copy engine, in
 /// whose pool they are found, shows that the search would find them.
-fn no_mapping_holds_the_bytes() -> Outcome {
+fn no_mapping_holds_the_bytes(engine: Engine) -> Outcome {
     let path = tempfile::NamedTempFile::new_in(".")?;
     let marker = MARKER.map(|byte| !byte);
     let bytes: Vec<u8> = marker.into_iter().cycle().take(3_000_001).collect();
     fs::write(path.path(), &bytes)?;
+    let name = engine.name();
     for (engine, zero_copy, want) in
-        [("opcode", "yes", "not found"), ("opcode", "no", "not found"), ("copy", "no", "found")]
+        [(name, "yes", "not found"), (name, "no", "not found"), ("copy", "no", "found")]
     {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let mut child = child("scanned")
