@@ -169,8 +169,11 @@ struct iou_buf_desc {
 #define GETBUF_CMD_RELEASE	0x47420002U
 /*
  * Copy out: struct getbuf_cmd_copy_out; sqe->addr = where to, sqe->len = how
- * many bytes. Returns the bytes copied, fewer where the lease ends sooner.
- *   -EINVAL           no such slot, or nothing of this device's in it
+ * many bytes; sqe->uring_cmd_flags = IORING_URING_CMD_FIXED and
+ * sqe->buf_index = the slot, so that the request holds the buffer. Returns the
+ * bytes copied, fewer where the lease ends sooner.
+ *   -EINVAL           no such slot, no memory of the kernel's in it, or a
+ *                     field is not as it must be
  *   -EFAULT           sqe->addr cannot be written
  */
 #define GETBUF_CMD_COPY_OUT	0x47420003U
@@ -247,7 +250,7 @@ struct getbuf_query {
 	__u32 version;		/* highest GETBUF_ABI_VERSION it answers */
 	__u64 features;		/* GETBUF_FEAT_* */
 	__u64 max_fetch;	/* most bytes one fetch installs */
-	__u64 pinned;		/* bytes that the caller's leases hold now */
+	__u64 pinned;		/* bytes in leases made through this opening */
 	__u64 pinned_limit;	/* most bytes they may hold; ~0 = no limit */
 	__u64 reserved[3];	/* 0 */
 };

@@ -14,6 +14,7 @@
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/rcupdate.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/uio.h>
@@ -109,25 +110,27 @@ static int cmd_fetch(struct io_uring_cmd *cmd, struct getbuf_file *gf,
 	size_t asked = READ_ONCE(cmd->sqe->len);
 	unsigned int slot = READ_ONCE(p->slot);
 	loff_t off = READ_ONCE(p->off);
-	int fd = READ_ONCE(p->fd);
+	int ret, fd = READ_ONCE(p->fd);
+	struct file *file = gf->source;
+	enum getbuf_kind kind = gf->kind;
+	struct fd held = EMPTY_FD;
 
-	if (unlikely(READ_ONCE(cmd->sqe->addr) || READ_ONCE(p->flags)))
+	if (unlikely(READ_ONCE(cmd->sqe->addr) | READ_ONCE(p->flags)))
 		return -EINVAL;
 
-	if (likely(gf->source)) {
-		if (unlikely(fd != GETBUF_FD_BOUND))
-			return -EINVAL;
-		return fetch_from(cmd, gf->client, gf->source, gf->kind, off,
-				  asked, slot, issue_flags);
-	} else {
-		CLASS(fd, f)(fd);
-
-		if (fd_empty(f))
+	if (unlikely(!file)) {
+		held = fdget(fd);
+		if (fd_empty(held))
 			return -EBADF;
-		return fetch_from(cmd, gf->client, fd_file(f),
-				  getbuf_kind(fd_file(f)), off, asked, slot,
-				  issue_flags);
+		file = fd_file(held);
+		kind = getbuf_kind(file);
+	} else if (unlikely(fd != GETBUF_FD_BOUND)) {
+		return -EINVAL;
 	}
+	ret = fetch_from(cmd, gf->client, file, kind, off, asked, slot,
+			 issue_flags);
+	fdput(held);
+	return ret;
 }
 
 static int cmd_release(struct io_uring_cmd *cmd, unsigned int issue_flags)
@@ -135,8 +138,8 @@ static int cmd_release(struct io_uring_cmd *cmd, unsigned int issue_flags)
 	const struct getbuf_cmd_release *p =
 		io_uring_sqe_cmd(cmd->sqe, struct getbuf_cmd_release);
 
-	if (unlikely(READ_ONCE(cmd->sqe->addr) || READ_ONCE(cmd->sqe->len) ||
-		     READ_ONCE(p->reserved0) || READ_ONCE(p->flags) ||
+	if (unlikely(READ_ONCE(cmd->sqe->addr) | READ_ONCE(cmd->sqe->len) |
+		     READ_ONCE(p->reserved0) | READ_ONCE(p->flags) |
 		     READ_ONCE(p->reserved1)))
 		return -EINVAL;
 	return io_buffer_unregister(cmd, READ_ONCE(p->slot), issue_flags);
@@ -262,7 +265,7 @@ static int cmd_bind(struct io_uring_cmd *cmd, struct getbuf_file *gf)
 }
 
 /* All fields of an SQE that no command names, or only one. */
-static int check_common(struct io_uring_cmd *cmd, u32 op, u8 version,
+static __always_inline int check_common(struct io_uring_cmd *cmd, u32 op, u8 version,
 			unsigned int issue_flags)
 {
 	const struct io_uring_sqe *sqe = cmd->sqe;
@@ -273,7 +276,7 @@ static int check_common(struct io_uring_cmd *cmd, u32 op, u8 version,
 	if (op == GETBUF_CMD_COPY_OUT) {
 		if (flags != IORING_URING_CMD_FIXED)
 			return -EINVAL;
-	} else if (unlikely(flags || READ_ONCE(sqe->buf_index))) {
+	} else if (unlikely(flags | READ_ONCE(sqe->buf_index))) {
 		return -EINVAL;
 	}
 	if (unlikely(READ_ONCE(sqe->file_index)))
@@ -284,27 +287,36 @@ static int check_common(struct io_uring_cmd *cmd, u32 op, u8 version,
 	return 0;
 }
 
-static int do_uring_cmd(struct io_uring_cmd *cmd, unsigned int issue_flags)
+static __always_inline int check(struct io_uring_cmd *cmd, u32 op,
+				 unsigned int issue_flags)
+{
+	/* the version is at the same place in all payloads */
+	return check_common(cmd, op,
+			    READ_ONCE(io_uring_sqe_cmd(cmd->sqe,
+						       struct getbuf_cmd_fetch)
+				      ->version), issue_flags);
+}
+
+static noinline int run_fetch(struct io_uring_cmd *cmd,
+			      unsigned int issue_flags)
+{
+	return check(cmd, GETBUF_CMD_FETCH, issue_flags) ?:
+	       cmd_fetch(cmd, cmd->file->private_data, issue_flags);
+}
+
+static noinline int run_other(struct io_uring_cmd *cmd,
+			      unsigned int issue_flags)
 {
 	struct getbuf_file *gf = cmd->file->private_data;
 	u32 op = cmd->cmd_op;
 	int ret;
 
-	if (unlikely(op < GETBUF_CMD_FETCH || op > GETBUF_CMD_BIND))
+	if (op < GETBUF_CMD_COPY_OUT || op > GETBUF_CMD_BIND)
 		return -EOPNOTSUPP;
-	/* the version is at the same place in all payloads */
-	ret = check_common(cmd, op,
-			   READ_ONCE(io_uring_sqe_cmd(cmd->sqe,
-						      struct getbuf_cmd_fetch)
-				     ->version), issue_flags);
-	if (unlikely(ret))
+	ret = check(cmd, op, issue_flags);
+	if (ret)
 		return ret;
-
 	switch (op) {
-	case GETBUF_CMD_FETCH:
-		return cmd_fetch(cmd, gf, issue_flags);
-	case GETBUF_CMD_RELEASE:
-		return cmd_release(cmd, issue_flags);
 	case GETBUF_CMD_COPY_OUT:
 		return cmd_copy_out(cmd, issue_flags);
 	case GETBUF_CMD_QUERY:
@@ -317,14 +329,23 @@ static int do_uring_cmd(struct io_uring_cmd *cmd, unsigned int issue_flags)
 
 static int getbuf_uring_cmd(struct io_uring_cmd *cmd, unsigned int issue_flags)
 {
-	int ret = do_uring_cmd(cmd, issue_flags);
+	int ret;
 
-	if (unlikely(ret < 0)) {
-		if (ret == -EAGAIN)
-			getbuf_count(GETBUF_STAT_RETRIES, 1);
-		else
-			getbuf_count_refusal(ret);
-	}
+	/* what there are millions of, without a detour */
+	if (likely(cmd->cmd_op == GETBUF_CMD_FETCH))
+		ret = run_fetch(cmd, issue_flags);
+	else if (likely(cmd->cmd_op == GETBUF_CMD_RELEASE))
+		ret = check(cmd, GETBUF_CMD_RELEASE, issue_flags) ?:
+		      cmd_release(cmd, issue_flags);
+	else
+		ret = run_other(cmd, issue_flags);
+
+	if (likely(ret >= 0))
+		return ret;
+	if (ret == -EAGAIN)
+		getbuf_count(GETBUF_STAT_RETRIES, 1);
+	else
+		getbuf_count_refusal(ret);
 	return ret;
 }
 
@@ -408,6 +429,11 @@ static int __init getbuf_init(void)
 static void __exit getbuf_exit(void)
 {
 	misc_deregister(&getbuf_dev);
+	/*
+	 * Where a worker ends the last lease, another one may end the file
+	 * that it has put before it has returned to the core.
+	 */
+	synchronize_rcu_tasks();
 }
 
 module_init(getbuf_init);

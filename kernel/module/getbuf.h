@@ -19,7 +19,6 @@
 #include <linux/fs.h>
 #include <linux/io_uring/cmd.h>
 #include <linux/percpu.h>
-#include <linux/spinlock.h>
 
 #include "getbuf_uapi.h"
 
@@ -34,11 +33,11 @@ enum getbuf_kind {
 	GETBUF_HUGETLB,		/* likewise, and nothing else can be had */
 };
 
-enum getbuf_kind getbuf_kind(struct file *file);
-int getbuf_may_lend(struct file *file, enum getbuf_kind kind);
-int getbuf_lend(struct file *file, enum getbuf_kind kind,
+static enum getbuf_kind getbuf_kind(struct file *file);
+static int getbuf_may_lend(struct file *file, enum getbuf_kind kind);
+static int getbuf_lend(struct file *file, enum getbuf_kind kind,
 		struct iou_get_buf_info *info);
-void iou_buf_put_pages(struct iou_buf_desc *desc);
+static void iou_buf_put_pages(struct iou_buf_desc *desc);
 
 /* --- lease.c: what is lent, and who pays for it ------------------------- */
 
@@ -50,15 +49,14 @@ void iou_buf_put_pages(struct iou_buf_desc *desc);
 /*
  * One opening of /dev/getbuf. Shared by the descriptors that were bound
  * through it, and outlives them all as long as it has leases: each of them
- * holds the file, and by it the module. The end of a file is the core's
- * business (fput() only puts it off), so that nobody can unload the module
- * while a lease that ends is still in it.
+ * together hold the file, and by it the module. The end of a file is the
+ * core's business: fput() only puts it off.
  */
 struct getbuf_client {
 	struct file *file;		/* not a reference */
 	atomic_long_t pages;		/* in leases */
 
-	spinlock_t lock;		/* for what follows */
+	unsigned long lock;		/* bit 0, for what follows */
 	struct {
 		struct getbuf_lease *first;
 		unsigned int nr;
@@ -75,14 +73,14 @@ struct getbuf_lease {
 	struct bio_vec bvec[];
 };
 
-struct getbuf_client *getbuf_client_new(struct file *file);
-void getbuf_client_free(struct getbuf_client *client);
+static struct getbuf_client *getbuf_client_new(struct file *file);
+static void getbuf_client_free(struct getbuf_client *client);
 
-struct getbuf_lease *getbuf_lease_new(struct getbuf_client *client, size_t len);
-void getbuf_lease_drop(struct getbuf_lease *lease);
-int getbuf_lease_install(struct getbuf_lease *lease, struct io_uring_cmd *cmd,
+static struct getbuf_lease *getbuf_lease_new(struct getbuf_client *client, size_t len);
+static void getbuf_lease_drop(struct getbuf_lease *lease);
+static int getbuf_lease_install(struct getbuf_lease *lease, struct io_uring_cmd *cmd,
 			 unsigned int slot, unsigned int issue_flags);
-u64 getbuf_pinned_limit(struct io_uring_cmd *cmd);
+static u64 getbuf_pinned_limit(struct io_uring_cmd *cmd);
 
 /* --- stats.c ------------------------------------------------------------ */
 
@@ -107,8 +105,7 @@ struct getbuf_stats {
 	long count[GETBUF_NR_STATS];
 };
 
-DECLARE_PER_CPU(struct getbuf_stats, getbuf_stats);
-extern const struct attribute_group *getbuf_stat_groups[];
+static DEFINE_PER_CPU(struct getbuf_stats, getbuf_stats);
 
 /* One CPU may see a lease come and another one see it go. */
 static inline void getbuf_count(enum getbuf_stat stat, long n)
@@ -116,6 +113,6 @@ static inline void getbuf_count(enum getbuf_stat stat, long n)
 	this_cpu_add(getbuf_stats.count[stat], n);
 }
 
-void getbuf_count_refusal(int err);
+static void getbuf_count_refusal(int err);
 
 #endif

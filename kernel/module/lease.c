@@ -14,7 +14,7 @@
 /* How many spare leases of each size a client keeps. */
 static const unsigned int max_spares[GETBUF_SPARE_SIZES] = { 64, 8 };
 
-struct getbuf_client *getbuf_client_new(struct file *file)
+static struct getbuf_client *getbuf_client_new(struct file *file)
 {
 	struct getbuf_client *client;
 
@@ -22,11 +22,10 @@ struct getbuf_client *getbuf_client_new(struct file *file)
 	if (!client)
 		return NULL;
 	client->file = file;
-	spin_lock_init(&client->lock);
 	return client;
 }
 
-void getbuf_client_free(struct getbuf_client *client)
+static void getbuf_client_free(struct getbuf_client *client)
 {
 	struct getbuf_lease *lease, *next;
 	int i;
@@ -53,14 +52,15 @@ static struct getbuf_lease *spare_pop(struct getbuf_client *client, int size)
 {
 	struct getbuf_lease *lease;
 
-	if (unlikely(!spin_trylock(&client->lock)))
+	/* nobody waits: who comes second allocates */
+	if (unlikely(test_and_set_bit_lock(0, &client->lock)))
 		return NULL;
 	lease = client->spare[size].first;
 	if (likely(lease)) {
 		client->spare[size].first = lease->next;
 		client->spare[size].nr--;
 	}
-	spin_unlock(&client->lock);
+	clear_bit_unlock(0, &client->lock);
 	return lease;
 }
 
@@ -69,7 +69,7 @@ static bool spare_push(struct getbuf_client *client, int size,
 {
 	bool kept = false;
 
-	if (unlikely(!spin_trylock(&client->lock)))
+	if (unlikely(test_and_set_bit_lock(0, &client->lock)))
 		return false;
 	if (likely(client->spare[size].nr < max_spares[size])) {
 		lease->next = client->spare[size].first;
@@ -77,12 +77,12 @@ static bool spare_push(struct getbuf_client *client, int size,
 		client->spare[size].nr++;
 		kept = true;
 	}
-	spin_unlock(&client->lock);
+	clear_bit_unlock(0, &client->lock);
 	return kept;
 }
 
 /* A lease with room for @len bytes that start anywhere in a page. */
-struct getbuf_lease *getbuf_lease_new(struct getbuf_client *client, size_t len)
+static struct getbuf_lease *getbuf_lease_new(struct getbuf_client *client, size_t len)
 {
 	unsigned int nr = (len >> PAGE_SHIFT) + 2;
 	struct getbuf_lease *lease = NULL;
@@ -102,20 +102,24 @@ struct getbuf_lease *getbuf_lease_new(struct getbuf_client *client, size_t len)
 		getbuf_count(GETBUF_STAT_ALLOCATIONS, 1);
 	}
 	lease->desc.nr_bvecs = 0;
-	lease->desc.release = NULL;
 	return lease;
 }
 
-/* Give back the memory and the descriptor of a lease that was not charged. */
-void getbuf_lease_drop(struct getbuf_lease *lease)
+/* Give back the memory and the descriptor of a lease. */
+static __always_inline void lease_drop(struct getbuf_lease *lease)
 {
 	int size = spare_size(lease->desc.max_bvecs);
 
-	if (lease->desc.nr_bvecs)
-		lease->desc.release(&lease->desc);
+	iou_buf_put_pages(&lease->desc);
 	if (unlikely(size == GETBUF_SPARE_SIZES) ||
 	    unlikely(!spare_push(lease->client, size, lease)))
 		kvfree(lease);
+}
+
+/* Likewise; for a lease that was not installed. */
+static noinline void getbuf_lease_drop(struct getbuf_lease *lease)
+{
+	lease_drop(lease);
 }
 
 static unsigned long lease_pages(const struct iou_buf_desc *desc)
@@ -153,21 +157,33 @@ static int lease_charge(struct getbuf_lease *lease, struct io_ring_ctx *ctx)
 	}
 	if (mm)
 		atomic64_add(pages, &mm->pinned_vm);
-	atomic_long_add(pages, &lease->client->pages);
-
 	lease->user = user;
 	lease->mm = mm;
 	lease->pages = pages;
+
+	getbuf_count(GETBUF_STAT_LEASES, 1);
+	getbuf_count(GETBUF_STAT_PINNED_PAGES, pages);
+	/* whoever adds the first one has the file open */
+	if (atomic_long_fetch_add(pages, &lease->client->pages) == 0)
+		get_file(lease->client->file);
 	return 0;
 }
 
-static void lease_uncharge(struct getbuf_lease *lease)
+/* Must be the last: the client is gone with its last lease. */
+static __always_inline void lease_uncharge(struct user_struct *user,
+					   struct mm_struct *mm,
+					   struct getbuf_client *client,
+					   unsigned long pages)
 {
-	if (lease->user)
-		atomic_long_sub(lease->pages, &lease->user->locked_vm);
-	if (lease->mm)
-		atomic64_sub(lease->pages, &lease->mm->pinned_vm);
-	atomic_long_sub(lease->pages, &lease->client->pages);
+	getbuf_count(GETBUF_STAT_LEASES, -1);
+	getbuf_count(GETBUF_STAT_PINNED_PAGES, -(long)pages);
+	if (user)
+		atomic_long_sub(pages, &user->locked_vm);
+	if (mm)
+		atomic64_sub(pages, &mm->pinned_vm);
+	/* another one may begin here and take the file anew: it has it open */
+	if (atomic_long_sub_return(pages, &client->pages) == 0)
+		fput(client->file);
 }
 
 /*
@@ -178,46 +194,38 @@ static void lease_uncharge(struct getbuf_lease *lease)
 static void lease_release(void *priv)
 {
 	struct getbuf_lease *lease = priv;
-	struct file *file = lease->client->file;
+	struct getbuf_client *client = lease->client;
+	struct user_struct *user = lease->user;
+	struct mm_struct *mm = lease->mm;
+	unsigned long pages = lease->pages;
 
-	getbuf_count(GETBUF_STAT_LEASES, -1);
-	getbuf_count(GETBUF_STAT_PINNED_PAGES, -(long)lease->pages);
-	lease_uncharge(lease);
-	getbuf_lease_drop(lease);
-	fput(file);
+	lease_drop(lease);
+	lease_uncharge(user, mm, client, pages);
 }
 
 /*
- * The slot takes over the lease, which may be gone when this returns. On an
- * error it stays the caller's.
+ * On error the lease is the caller's, as it was. Else it is the core's, and
+ * may be gone already.
  */
-int getbuf_lease_install(struct getbuf_lease *lease, struct io_uring_cmd *cmd,
-			 unsigned int slot, unsigned int issue_flags)
+static int getbuf_lease_install(struct getbuf_lease *lease,
+				struct io_uring_cmd *cmd, unsigned int slot,
+				unsigned int issue_flags)
 {
-	unsigned long pages;
 	int ret;
 
 	ret = lease_charge(lease, cmd_to_io_kiocb(cmd)->ctx);
 	if (unlikely(ret))
 		return ret;
-	get_file(lease->client->file);
-	pages = lease->pages;
-	getbuf_count(GETBUF_STAT_LEASES, 1);
-	getbuf_count(GETBUF_STAT_PINNED_PAGES, pages);
-
 	ret = io_buffer_register_bvec(cmd, lease->bvec, lease->desc.nr_bvecs,
 				      lease_release, lease, 1 << ITER_SOURCE,
 				      slot, issue_flags);
-	if (unlikely(ret)) {
-		getbuf_count(GETBUF_STAT_LEASES, -1);
-		getbuf_count(GETBUF_STAT_PINNED_PAGES, -(long)pages);
-		lease_uncharge(lease);
-		fput(lease->client->file);
-	}
+	if (unlikely(ret))
+		lease_uncharge(lease->user, lease->mm, lease->client,
+			       lease->pages);
 	return ret;
 }
 
-u64 getbuf_pinned_limit(struct io_uring_cmd *cmd)
+static u64 getbuf_pinned_limit(struct io_uring_cmd *cmd)
 {
 	if (!cmd_to_io_kiocb(cmd)->ctx->user)
 		return ~0ULL;

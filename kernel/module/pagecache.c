@@ -48,7 +48,7 @@ static void put_lent_page(struct page *page)
 		put_page(page);
 }
 
-void iou_buf_put_pages(struct iou_buf_desc *desc)
+static void iou_buf_put_pages(struct iou_buf_desc *desc)
 {
 	unsigned int i;
 
@@ -222,7 +222,7 @@ static ssize_t lend_spliced(struct file *file, loff_t pos, size_t len,
  * files have a page cache that nobody may read (memfd_secret(2), the memory
  * of a guest). What is not known to be harmless goes through ->splice_read().
  */
-enum getbuf_kind getbuf_kind(struct file *file)
+static enum getbuf_kind getbuf_kind(struct file *file)
 {
 	const struct file_operations *fops = file->f_op;
 	struct address_space *mapping = file->f_mapping;
@@ -255,7 +255,7 @@ enum getbuf_kind getbuf_kind(struct file *file)
 }
 
 /* May this opening of a file be lent from, by who has it? */
-int getbuf_may_lend(struct file *file, enum getbuf_kind kind)
+static int getbuf_may_lend(struct file *file, enum getbuf_kind kind)
 {
 	/* either can change while the file is open */
 	if (kind == GETBUF_NONE || IS_DAX(file->f_mapping->host) ||
@@ -273,7 +273,7 @@ int getbuf_may_lend(struct file *file, enum getbuf_kind kind)
  *   -EAGAIN     it takes waiting, and IOU_GET_BUF_F_NOWAIT forbids that
  *   another     as read(2) would have it
  */
-int getbuf_lend(struct file *file, enum getbuf_kind kind,
+static int getbuf_lend(struct file *file, enum getbuf_kind kind,
 		struct iou_get_buf_info *info)
 {
 	bool nowait = info->flags & IOU_GET_BUF_F_NOWAIT;
@@ -285,7 +285,6 @@ int getbuf_lend(struct file *file, enum getbuf_kind kind,
 	size_t done = 0;
 	ssize_t ret;
 
-	desc->release = iou_buf_put_pages;
 	if (unlikely(!len || pos >= inode->i_sb->s_maxbytes))
 		return 0;
 	len = min_t(u64, len, inode->i_sb->s_maxbytes - pos);

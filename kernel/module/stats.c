@@ -6,9 +6,7 @@
 #include <linux/device.h>
 #include <linux/sysfs.h>
 
-DEFINE_PER_CPU(struct getbuf_stats, getbuf_stats);
-
-void getbuf_count_refusal(int err)
+static void getbuf_count_refusal(int err)
 {
 	enum getbuf_stat stat;
 
@@ -99,7 +97,7 @@ static const struct attribute_group stat_group = {
 	.attrs = stat_attrs,
 };
 
-const struct attribute_group *getbuf_stat_groups[] = {
+static const struct attribute_group *getbuf_stat_groups[] = {
 	&stat_group,
 	NULL
 };
