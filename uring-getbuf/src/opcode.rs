@@ -29,6 +29,8 @@ const IORING_OP_SEND: u8 = 26;
 const IORING_OP_URING_CMD: u8 = 46;
 /// `IORING_RECVSEND_FIXED_BUF`, likewise; on a plain send since Linux 7.2.
 const IORING_RECVSEND_FIXED_BUF: u16 = 1 << 2;
+/// `IORING_URING_CMD_FIXED`, likewise: the command has a registered buffer.
+const IORING_URING_CMD_FIXED: u32 = 1 << 0;
 
 /// The file that a request names: a descriptor, or an index into the ring's registered files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,8 +185,11 @@ pub(crate) fn send_fixed(sink: Target, addr: u64, len: u32, buf_index: u16, flag
 /// A command of `/dev/getbuf`. The payloads are 16 bytes of plain data, so every one of them is
 /// two words.
 fn command(device: Target, cmd_op: u32, addr: u64, len: u32, cmd: [u64; 2]) -> Entry {
+    command_sqe(device, cmd_op, addr, len, cmd).into_entry()
+}
+
+fn command_sqe(device: Target, cmd_op: u32, addr: u64, len: u32, cmd: [u64; 2]) -> Sqe {
     Sqe { off: u64::from(cmd_op), addr, len, cmd, ..Sqe::on(IORING_OP_URING_CMD, device) }
-        .into_entry()
 }
 
 /// The second half of the first word of every payload: slot, flags, version.
@@ -216,7 +221,10 @@ pub(crate) fn module_release(device: Target, slot: u16) -> Entry {
 
 /// `GETBUF_CMD_COPY_OUT`. `to` must stay valid until the request has completed.
 pub(crate) fn module_copy_out(device: Target, slot: u16, offset: u32, to: u64, len: u32) -> Entry {
-    command(device, sys::GETBUF_CMD_COPY_OUT, to, len, [header(0, slot, 0), u64::from(offset)])
+    let cmd = [header(0, slot, 0), u64::from(offset)];
+    // The core holds the buffer while it is copied from, and so has to know of it.
+    let sqe = command_sqe(device, sys::GETBUF_CMD_COPY_OUT, to, len, cmd);
+    Sqe { buf_index: slot, op_flags: IORING_URING_CMD_FIXED, ..sqe }.into_entry()
 }
 
 /// `GETBUF_CMD_BIND`.

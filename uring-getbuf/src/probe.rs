@@ -367,12 +367,23 @@ fn find_module(ring: &mut IoUring, release: Release, kernel: &str) -> Result<u64
         Ok(device) => device,
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NXIO | rustix::io::Errno::NODEV) => {
             return Err(if release >= Release(7, 3) {
-                format!("there is no {DEVICE}: load the module getbuf.ko, see kernel/module")
+                format!(
+                    "there is no {DEVICE}: build and load this project's module (make -C \
+                     kernel/module && sudo insmod kernel/module/getbuf.ko; or DKMS, see its README)"
+                )
             } else {
                 format!("the module getbuf.ko needs Linux 7.3 or newer; this is {kernel}")
             });
         }
-        Err(errno) => return Err(format!("{DEVICE} cannot be opened: {}", io::Error::from(errno))),
+        Err(errno) => {
+            let error = io::Error::from(errno);
+            let hint = if errno == rustix::io::Errno::ACCESS {
+                "; kernel/module/README.md says how to let more users than root have it"
+            } else {
+                ""
+            };
+            return Err(format!("{DEVICE} cannot be opened: {error}{hint}"));
+        }
     };
     let mut query = sys::getbuf_query::default();
     let entry = opcode::module_query(Target::Fd(device.as_fd().as_raw_fd()), &raw mut query);

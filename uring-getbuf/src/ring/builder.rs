@@ -13,6 +13,8 @@ use io_uring::IoUring;
 use io_uring::types::Fixed;
 
 use super::{Attached, Files, Ring};
+use rustix::process::{Resource, getrlimit};
+
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::Pool;
@@ -212,7 +214,12 @@ impl Builder {
     /// for each file that is bound to it.
     fn register_files(&self, uring: &IoUring, engine: Engine) -> Result<Rc<Files>> {
         let places = match engine {
-            Engine::Module => self.files.saturating_mul(2).saturating_add(1).min(u16::MAX - 1),
+            Engine::Module => {
+                let all = self.files.saturating_mul(2).saturating_add(1).min(u16::MAX - 1);
+                // Where the limit is lower, some sources are not bound, and so are copied.
+                let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+                all.min(limit.try_into().unwrap_or(u16::MAX)).max(self.files.saturating_add(1))
+            }
             Engine::Opcode | Engine::Copy | Engine::Provider => self.files,
         };
         if places > 0 {

@@ -193,9 +193,11 @@ impl Ring {
         if let Some(device) = self.device.as_ref().map(Target::from)
             && let Some(bound) = self.bind(device, fd)?
         {
-            let bound_place = self.files.take()?;
-            self.register(bound_place.index(), bound.as_raw_fd())?;
-            place.set_bound(bound_place);
+            // There may be fewer places than two for each file.
+            if let Ok(bound_place) = self.files.take() {
+                self.register(bound_place.index(), bound.as_raw_fd())?;
+                place.set_bound(bound_place);
+            }
         }
         Ok(place)
     }
