@@ -79,6 +79,7 @@ const_assert!(mem::offset_of!(Sqe, buf_index) == 40);
 const_assert!(mem::offset_of!(Sqe, cmd) == 48);
 
 impl Sqe {
+    #[inline]
     fn on(opcode: u8, target: Target) -> Self {
         let (fd, flags) = match target {
             Target::Fd(fd) => (fd, Flags::empty()),
@@ -88,6 +89,7 @@ impl Sqe {
     }
 
     /// The one place where a request that the `io-uring` crate does not know becomes its `Entry`.
+    #[inline]
     fn into_entry(self) -> Entry {
         // SAFETY: `Entry` is `repr(C)` around the kernel's `struct io_uring_sqe`. Size and
         // alignment are asserted above, and every bit pattern is a valid SQE: it is plain data
@@ -115,6 +117,7 @@ pub struct GetBuf {
 impl GetBuf {
     /// `opcode` is the number that the running kernel gives to `GET_BUF`: take it from
     /// [`Support::get_buf_opcode`](crate::probe::Support::get_buf_opcode).
+    #[inline]
     pub fn new(opcode: u8, source: impl Into<Target>, len: u32, slot: u16) -> Self {
         Self { opcode, source: source.into(), len, slot, offset: 0, flags: 0 }
     }
@@ -133,6 +136,7 @@ impl GetBuf {
     }
 
     /// The request.
+    #[inline]
     #[must_use]
     pub fn build(self) -> Entry {
         Sqe {
@@ -162,6 +166,7 @@ impl PutBuf {
     }
 
     /// The request.
+    #[inline]
     #[must_use]
     pub fn build(self) -> Entry {
         Sqe { buf_index: self.slot, ..Sqe::on(self.opcode, Target::Fd(-1)) }.into_entry()
@@ -170,6 +175,7 @@ impl PutBuf {
 
 /// `IORING_OP_SEND` from a registered buffer (`IORING_RECVSEND_FIXED_BUF`, Linux 7.2), which the
 /// `io-uring` crate's `Send` cannot say.
+#[inline]
 pub(crate) fn send_fixed(sink: Target, addr: u64, len: u32, buf_index: u16, flags: i32) -> Entry {
     Sqe {
         addr,
@@ -184,6 +190,7 @@ pub(crate) fn send_fixed(sink: Target, addr: u64, len: u32, buf_index: u16, flag
 
 /// A command of `/dev/getbuf`. The payloads are 16 bytes of plain data, so every one of them is
 /// two words.
+#[inline]
 fn command(device: Target, cmd_op: u32, addr: u64, len: u32, cmd: [u64; 2]) -> Entry {
     command_sqe(device, cmd_op, addr, len, cmd).into_entry()
 }
@@ -202,6 +209,7 @@ const fn header(first: u32, slot: u16, flags: u8) -> u64 {
 
 /// `GETBUF_CMD_FETCH` on a device whose source is named by descriptor, or bound
 /// (`GETBUF_FD_BOUND`).
+#[inline]
 pub(crate) fn module_fetch(
     device: Target,
     source: RawFd,
@@ -215,6 +223,7 @@ pub(crate) fn module_fetch(
 }
 
 /// `GETBUF_CMD_RELEASE`.
+#[inline]
 pub(crate) fn module_release(device: Target, slot: u16) -> Entry {
     command(device, sys::GETBUF_CMD_RELEASE, 0, 0, [header(0, slot, 0), 0])
 }

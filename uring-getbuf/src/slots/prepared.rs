@@ -48,6 +48,7 @@ impl<'a> Prepared<'a> {
 
     /// The raw request, for a caller that has another way to push it. It counts as pushed: if it
     /// never is, its slot is not free again before the slots are gone.
+    #[inline]
     #[must_use]
     pub fn into_entry(self) -> Entry {
         let entry = self.entry.clone();
