@@ -171,7 +171,16 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new() -> Result<Self> {
-        let path = cache_folder()?.join(format!("bench-{}", std::process::id()));
+        let cache = cache_folder()?;
+        // What a killed process has left.
+        for entry in fs::read_dir(&cache)?.flatten() {
+            let name = entry.file_name();
+            let process = name.to_str().and_then(|name| name.strip_prefix("bench-"));
+            if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let path = cache.join(format!("bench-{}", std::process::id()));
         fs::create_dir_all(&path)?;
         Ok(Self(path))
     }
