@@ -869,8 +869,11 @@ fn play(kind: Kind, steps: &[(u8, u32, u32)]) {
     model.finish();
 }
 
+/// Miri takes a thousand times as long.
+const CASES: u32 = if cfg!(miri) { 10 } else { 1000 };
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(CASES) })]
 
     #[test]
     fn the_table_does_what_the_model_says(
@@ -1030,6 +1033,7 @@ fn what_replaced_slots_hold_can_be_trimmed() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a pool so large wants huge pages, and Miri has none")]
 fn numbers_of_slots_that_make_no_sense() {
     let support = Support::detect();
     let invalid = |builder: uring_getbuf::slots::Builder| {

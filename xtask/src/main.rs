@@ -8,6 +8,7 @@ mod ci;
 mod command;
 mod kernel;
 mod packages;
+mod sanitize;
 mod test;
 mod totals;
 mod vm;
@@ -29,6 +30,7 @@ cargo xtask COMMAND
   check             licence lines of all source files
   test [--host|--guests]
                     every test, on this kernel and in the test kernels; or one of the two
+  sanitize          tests under Miri, AddressSanitizer and ThreadSanitizer; needs a nightly Rust
   ci                what .ci/run runs: formatter, lints, documents, generated files, every test
   kernel [KERNEL] [--module]
                     build a test kernel, unless the cache has it, and print where it is;
@@ -75,6 +77,7 @@ fn run(mut args: Vec<OsString>) -> Result<ExitCode> {
         ["test"] => return Ok(verdict(&test::all()?)),
         ["test", "--host"] => return Ok(verdict(&test::host()?)),
         ["test", "--guests"] => return Ok(verdict(&test::guests()?)),
+        ["sanitize"] => return Ok(verdict(&sanitize::run_all()?)),
         ["ci"] => return Ok(verdict(&ci::run_all()?)),
         ["kernel", ..] => {
             let options = Options::parse(args.drain(1..))?;

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{Read, Write, pipe};
-use std::mem;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -243,15 +242,15 @@ fn forget(rig: &Rig) -> Verdict {
     let file = folder.source(&content)?;
     let source = ring.attach(&file)?;
     let fetched = ring.fetch(&source, 0, 4096)?;
-    mem::forget(ring.wait_installed(fetched)?.expect("a block"));
+    getbuf_tests::forget(ring.wait_installed(fetched)?.expect("a block"));
     let fetched = ring.fetch(&source, 0, 4096)?;
-    mem::forget(fetched);
+    getbuf_tests::forget(fetched);
     let _ = until_free(&mut ring, 2);
     assert_eq!(ring.free(), 2, "two slots are lost");
     assert_eq!(Relay::new(&file, &folder.sink()?).run(&mut ring)?.bytes, 4 * 4096);
     assert_eq!(folder.sunk()?, content);
     assert_eq!(ring.free(), 2, "and no more");
-    mem::forget(source);
+    getbuf_tests::forget(source);
     drop(ring);
     Ok(())
 }

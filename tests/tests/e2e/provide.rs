@@ -399,7 +399,7 @@ fn ring_dropped_before_the_lease(rig: &Rig) -> Verdict {
 fn forgotten(rig: &Rig) -> Verdict {
     let mut ring = ring(rig);
     let bytes = Bytes::new(&pattern(78, PAGE), PAGE, false);
-    std::mem::forget(ring.fetch_provided(&dynamic(&bytes), 0, PAGE as u32)?);
+    getbuf_tests::forget(ring.fetch_provided(&dynamic(&bytes), 0, PAGE as u32)?);
     drop(ring);
     assert_eq!((bytes.lent.get(), bytes.released.get()), (1, 0));
     Ok(())

@@ -380,7 +380,7 @@ impl Program {
     fn forget(&mut self) -> Check {
         if self.forgotten < SLOTS / 4 && !self.installed.is_empty() {
             let place = self.rng.usize(0..self.installed.len());
-            std::mem::forget(self.installed.swap_remove(place).lease);
+            getbuf_tests::forget(self.installed.swap_remove(place).lease);
             self.forgotten += 1;
             self.did();
         }
