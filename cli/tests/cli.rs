@@ -350,15 +350,13 @@ fn of_many_receivers_those_that_fail_are_named() {
     let sleep = thread::spawn(move || sleeps.accept().unwrap().0);
     let (one, other) = (receiver("127.0.0.1:0"), receiver("127.0.0.1:0"));
     let from = place.text("from");
+    // Long enough that nobody who does read is taken for one who does not, on a busy machine.
     let output =
-        run(&["send", &from, &one.0, &gone, &names[0], &names[1], &other.0, "--patience", "0.5"]);
+        run(&["send", &from, &one.0, &gone, &names[0], &names[1], &other.0, "--patience", "5"]);
     let said = failure(&output, 1);
     assert!(said.contains(&gone) && said.contains("refused"), "{said}");
     assert!(said.contains(&format!("getbuf: {}: ", names[0])), "{said}");
-    assert!(
-        said.contains(&format!("{}: the sink has taken nothing for 500ms", names[1])),
-        "{said}"
-    );
+    assert!(said.contains(&format!("{}: the sink has taken nothing for 5s", names[1])), "{said}");
     assert!(said.contains("to 2 of 5 receivers") && said.contains("3 of 5 receivers"), "{said}");
     assert!(one.1.join().unwrap() == place.bytes && other.1.join().unwrap() == place.bytes);
     leave.join().unwrap();

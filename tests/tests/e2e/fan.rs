@@ -325,7 +325,7 @@ fn impatient(rig: &Rig) -> Verdict {
         let (_reads, writes) = pipe()?;
         let full = fill(&writes)?;
         assert!(full > 0);
-        let (begin, patience) = (Instant::now(), Duration::from_millis(300));
+        let (begin, patience) = (Instant::now(), Duration::from_secs(1));
         let mut order = Vec::new();
         let fan = four.add(FanOut::new(&source)).sink(&writes).patience(patience);
         let report = fan.on_done(|index, _| order.push(index)).run(&mut ring)?;
