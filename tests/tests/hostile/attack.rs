@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::mem;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{IntoRawFd, RawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -94,6 +94,7 @@ fn files(folder: &Path) -> std::io::Result<Vec<RawFd>> {
         File::open(folder.join("sacred"))?.into_raw_fd(),
         File::open(folder.join("sacred"))?.into_raw_fd(),
         OpenOptions::new().read(true).write(true).open(folder.join("moving"))?.into_raw_fd(),
+        File::open(folder.join("disk/moving"))?.into_raw_fd(),
         OpenOptions::new().write(true).open(folder.join("moving"))?.into_raw_fd(),
         special(folder, libc::O_DIRECTORY)?.into_raw_fd(),
         special(&folder.join("sacred"), libc::O_PATH)?.into_raw_fd(),
@@ -152,6 +153,8 @@ impl Target {
         let _ = unsafe { submitter.register_buffers_update(SLOTS, &[vector], None) };
         let _ = submitter.register_files(&self.files);
         let _ = submitter.register_enable_rings();
+        // Another ring to which slots are cloned; who closes it first is chance.
+        let mirror = IoUring::new(4).ok().filter(|_| rng.u32(0..4) == 0);
         while requests > 0 {
             let batch = rng.usize(1..=BATCH);
             requests = requests.saturating_sub(batch as u64);
@@ -183,8 +186,21 @@ impl Target {
                     let _ = ring.submitter().unregister_files();
                     let _ = ring.submitter().register_files(&self.files);
                 }
+                3..6 => {
+                    if let Some(mirror) = &mirror {
+                        clone(ring.as_raw_fd(), mirror.as_raw_fd(), rng);
+                    }
+                }
+                6 => {
+                    if let Some(mirror) = &mirror {
+                        clone(mirror.as_raw_fd(), ring.as_raw_fd(), rng);
+                    }
+                }
                 _ => {}
             }
+        }
+        if rng.bool() {
+            drop(ring);
         }
     }
 
@@ -195,8 +211,8 @@ impl Target {
             0 => -1,
             1 => rng.i32(..),
             // The first ones can lend.
-            2..10 if fixed => rng.i32(0..4),
-            2..10 => self.files[rng.usize(0..4)],
+            2..10 if fixed => rng.i32(0..5),
+            2..10 => self.files[rng.usize(0..5)],
             _ if fixed => place as i32,
             _ => self.files[place],
         }
@@ -301,6 +317,19 @@ impl Target {
         sqe[6] = u64::from(first) | slot << 32 | flags << 48 | version << 56;
         sqe[7] = offset(rng);
     }
+}
+
+/// Clones slots of one ring into another.
+fn clone(from: RawFd, to: RawFd, rng: &mut Rng) {
+    // struct io_uring_clone_buffers; IORING_REGISTER_DST_REPLACE is 2 (Linux 6.13).
+    let (count, first) = (rng.u32(0..=SLOTS + 1), rng.u32(0..4));
+    let mut clone = [from as u32, rng.u32(0..2) * 2, first, rng.u32(0..4), count, 0, 0, 0];
+    if rng.u32(0..16) == 0 {
+        clone[rng.usize(1..8)] = rng.u32(..);
+    }
+    // SAFETY: the kernel reads the structure, whose size is right, and nothing else.
+    // IORING_REGISTER_CLONE_BUFFERS is 30 (Linux 6.12).
+    let _ = unsafe { libc::syscall(libc::SYS_io_uring_register, to, 30, &raw const clone, 1) };
 }
 
 /// Where in a file.

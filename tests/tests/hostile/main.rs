@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Hostile programs against the kernel's side: random requests and commands with random fields from
-//! several processes and threads, on rings of every set-up, while the files change under them; kills;
-//! allocations that fail. What must hold: the kernel complains of nothing (the test bed reads its
-//! log), the files that nobody may write to stay as they are, and no lease is left.
+//! several processes and threads, on rings of every set-up, while the files change under them (cut,
+//! punched, renamed, written to, also through a mapping, remounted, out of the page cache); kills, and
+//! the module unloaded right after; allocations that fail. What must hold: the kernel complains of
+//! nothing (the test bed reads its log), the files that nobody may write to stay as they are, and no
+//! lease is left.
 //!
 //! ```text
 //! cargo test -p getbuf-tests --test hostile                        a bounded share
@@ -13,20 +15,23 @@
 //! It runs in the test kernels, as root. Where the kernel lends nothing, every trial is ignored.
 
 mod attack;
+mod place;
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use getbuf_tests::{Folder, pattern};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::system::{delete_module, finit_module};
 use uring_getbuf::{Engine, Support};
+
+use crate::place::Place;
 
 type Outcome<T = ()> = Result<T, String>;
 
@@ -155,58 +160,6 @@ fn said(error: impl fmt::Display) -> String {
     error.to_string()
 }
 
-/// The files of the attackers.
-struct Place {
-    folder: Folder,
-    sacred: Vec<u8>,
-}
-
-impl Place {
-    fn new() -> Outcome<Self> {
-        let place = Self { folder: Folder::new().map_err(said)?, sacred: pattern(7, SACRED) };
-        fs::write(place.folder.path("sacred"), &place.sacred).map_err(said)?;
-        fs::write(place.folder.path("moving"), vec![1; 1 << 20]).map_err(said)?;
-        Ok(place)
-    }
-
-    fn check(&self) -> Outcome {
-        let is = fs::read(self.folder.path("sacred")).map_err(said)?;
-        if is == self.sacred { Ok(()) } else { Err("a file was changed through a lease".into()) }
-    }
-
-    fn attacker(&self, seed: u64, requests: u64, way: Way) -> Outcome<Child> {
-        let executable = std::env::current_exe().map_err(said)?;
-        let folder = self.folder.path("");
-        let failing = if way == Way::Failing { "failing" } else { "" };
-        let mut command = Command::new(executable);
-        command.arg(ATTACK).arg(folder).args([&seed.to_string(), &requests.to_string(), failing]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(said)
-    }
-
-    /// Changes the file that attackers lease, in every way that a file can change.
-    fn change(&self, rng: &mut Rng) -> std::io::Result<()> {
-        let path = self.folder.path("moving");
-        if rng.u32(0..40) == 0 {
-            // Another file takes its name.
-            let next = self.folder.path("next");
-            fs::write(&next, vec![2; rng.usize(0..1 << 20)])?;
-            return fs::rename(next, path);
-        }
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        match rng.u32(0..4) {
-            0 => file.set_len(rng.u64(0..1 << 21)),
-            1 => {
-                let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                // Not every file system can.
-                let _ = fallocate(&file, punch, rng.u64(0..1 << 20), rng.u64(1..1 << 18));
-                Ok(())
-            }
-            2 => file.write_all_at(&vec![3; rng.usize(1..1 << 16)], rng.u64(0..1 << 20)),
-            _ => file.sync_all(),
-        }
-    }
-}
-
 fn run(way: Way, count: u64, seed: u64) -> Outcome {
     let place = Place::new()?;
     let mut rng = Rng::with_seed(seed);
@@ -277,7 +230,26 @@ fn kill(place: &Place, seed: u64, rng: &mut Rng) -> Outcome {
     std::thread::sleep(Duration::from_micros(rng.u64(0..20_000)));
     attacker.kill().map_err(said)?;
     attacker.wait().map_err(said)?;
-    Ok(())
+    // Where the test bed says what to load again.
+    match std::env::var_os("GETBUF_MODULE") {
+        Some(module) if rng.u32(0..8) == 0 => reload(Path::new(&module)),
+        _ => Ok(()),
+    }
+}
+
+/// Unloads the module as soon as it lets us, while the kernel takes the leases of the dead back.
+fn reload(module: &Path) -> Outcome {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match delete_module(c"getbuf", OFlags::NONBLOCK.bits() as i32) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK | Errno::BUSY) if Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            Err(errno) => return Err(format!("unloading the module: {errno}")),
+        }
+    }
+    finit_module(File::open(module).map_err(said)?, c"", 0).map_err(said)
 }
 
 /// One of fifty allocations fails for tasks that ask for it, or none.

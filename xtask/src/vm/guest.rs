@@ -169,6 +169,12 @@ fn command(job: &Path) -> Result<i32> {
         command.env(OsStr::from_bytes(&bytes[..name]), OsStr::from_bytes(&bytes[name + 1..]));
     }
     command.current_dir(WORK).env("PWD", WORK).env("TMPDIR", WORK);
+    if job.join("module").exists()
+        && let Some(path) = words(job, "module")?.last()
+    {
+        // For tests that unload it.
+        command.env("GETBUF_MODULE", path);
+    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let (out, err) = (console(STDOUT)?, console(STDERR)?);
     let mut child = match command.process_group(0).spawn() {
