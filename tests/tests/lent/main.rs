@@ -82,6 +82,7 @@ const COMMON: &[(&str, Test)] = &[
     ("nothing_past_the_end_of_the_file", nothing_past_the_end_of_the_file),
     ("a_short_fetch_breaks_a_soft_link", a_short_fetch_breaks_a_soft_link),
     ("a_lease_outlives_its_file", a_lease_outlives_its_file),
+    ("a_clone_outlives_its_ring", a_clone_outlives_its_ring),
     ("a_file_that_is_cut_short", a_file_that_is_cut_short),
     ("released_while_it_is_sent", released_while_it_is_sent),
     ("killed_with_leases", killed_with_leases),
@@ -401,6 +402,29 @@ fn a_lease_outlives_its_file(engine: Engine) -> Outcome {
     raw.events(1);
     // The worker that wrote has told so a little before it lets go.
     no_leases_left(engine)
+}
+
+/// Slots cloned to another ring (`IORING_REGISTER_CLONE_BUFFERS`, Linux 6.12) are leases as well.
+fn a_clone_outlives_its_ring(engine: Engine) -> Outcome {
+    let (file, bytes) = source(BLOCK as usize)?;
+    let mut other = Raw::new(engine)?;
+    {
+        let mut raw = Raw::new(engine)?;
+        check("fetch", raw.result(&raw.get(&file, BLOCK, 3)), BLOCK as i32)?;
+        // struct io_uring_clone_buffers: the ring, IORING_REGISTER_DST_REPLACE, and which slots.
+        let clone = [raw.uring.as_raw_fd() as u32, 2, 3, 5, 1, 0, 0, 0];
+        let (call, to) = (libc::SYS_io_uring_register, other.uring.as_raw_fd());
+        // SAFETY: the kernel reads the structure. 30 is IORING_REGISTER_CLONE_BUFFERS.
+        check("clone", unsafe { libc::syscall(call, to, 30, &raw const clone, 1) } as i32, 0)?;
+        check("release", raw.result(&raw.put(3)), 0)?;
+    }
+    check("leases", leases(engine)? as i32, 1)?;
+    let (mut reads, writes) = std::io::pipe()?;
+    check("write", other.result(&other.write(&writes, 0, BLOCK, 5)), BLOCK as i32)?;
+    let mut got = vec![0; BLOCK as usize];
+    reads.read_exact(&mut got)?;
+    same("what was cloned", &got, &bytes)?;
+    check("release of the clone", other.result(&other.put(5)), 0)
 }
 
 fn a_file_that_is_cut_short(engine: Engine) -> Outcome {
