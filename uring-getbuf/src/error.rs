@@ -133,6 +133,11 @@ impl Errno {
         if result < 0 { Err(Self(-result)) } else { Ok(result as u32) }
     }
 
+    /// Whether there was no descriptor left, for this process or the whole system.
+    pub(crate) const fn is_starved(self) -> bool {
+        matches!(self.0, libc::EMFILE | libc::ENFILE)
+    }
+
     /// An error with this number, which is positive; for what a provider answers.
     #[must_use]
     pub const fn new(errno: i32) -> Self {

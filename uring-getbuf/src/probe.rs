@@ -98,6 +98,8 @@ pub struct Support {
     claimed_ops: u8,
     features: Features,
     memlock: Option<u64>,
+    /// There was no descriptor left to look with.
+    starved: Option<Errno>,
 }
 
 impl Support {
@@ -118,15 +120,25 @@ impl Support {
             claimed_ops: 0,
             features: Features::default(),
             memlock,
+            starved: None,
             kernel,
         };
-        let mut ring = match IoUring::builder().setup_clamp().build(8) {
-            Ok(ring) => ring,
+        let ring = IoUring::builder().setup_clamp().build(8);
+        // A look takes up to two descriptors more. Without them an engine would seem not to be there.
+        let file = || eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from);
+        let tools = ring.and_then(|ring| Ok((ring, file()?, file()?)));
+        let (mut ring, source) = match tools {
+            Ok((ring, source, spare)) => {
+                drop(spare);
+                (ring, source)
+            }
             Err(error) => {
                 let reason = no_ring(&error);
                 support.opcode = Err(reason.clone());
                 support.module = Err(reason.clone());
                 support.copy = Err(reason);
+                support.starved =
+                    error.raw_os_error().map(Errno::new).filter(|errno| errno.is_starved());
                 return support;
             }
         };
@@ -146,7 +158,8 @@ impl Support {
             writev_fixed: probe.is_supported(ops::WritevFixed::CODE),
             fixed_send: has_fixed_send(&mut ring),
         };
-        support.opcode = find_get_buf(&mut ring, release, support.claimed_ops, &support.kernel);
+        support.opcode =
+            find_get_buf(&mut ring, &source, release, support.claimed_ops, &support.kernel);
         support.module = find_module(&mut ring, release, &support.kernel);
         support
     }
@@ -162,6 +175,7 @@ impl Support {
             claimed_ops: 0,
             features: Features { send_zc: true, writev_fixed: true, fixed_send: true },
             memlock: None,
+            starved: None,
         }
     }
 
@@ -192,8 +206,13 @@ impl Support {
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](ErrorKind::Unavailable), with the reason.
+    /// [`Unavailable`](ErrorKind::Unavailable), with the reason; [`Ring`](ErrorKind::Ring) with
+    /// `EMFILE` or `ENFILE` if there was no descriptor left to look with, which says nothing about
+    /// the engine.
     pub fn require(&self, engine: Engine) -> Result<()> {
+        if let Some(errno) = self.starved {
+            return Err(Error::os(ErrorKind::Ring, errno, STARVED));
+        }
         self.engine(engine).map_err(|reason| {
             Error::new(
                 ErrorKind::Unavailable,
@@ -206,7 +225,7 @@ impl Support {
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](ErrorKind::Unavailable) if none does, with the copy engine's reason.
+    /// As [`require`](Self::require) if none does, with the copy engine's reason.
     pub fn best(&self) -> Result<Engine> {
         let works = Engine::ALL.into_iter().find(|engine| self.engine(*engine).is_ok());
         works.map_or_else(|| self.require(Engine::Copy).map(|()| Engine::Copy), Ok)
@@ -266,26 +285,41 @@ impl fmt::Display for Support {
     }
 }
 
+/// What to do where there is no descriptor left.
+pub(crate) const STARVED: &str =
+    "no file descriptor is left for a ring: close files, or raise RLIMIT_NOFILE (ulimit -n)";
+
 /// Why there is no io_uring at all.
 pub(crate) fn no_ring(error: &io::Error) -> String {
     match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => format!("{STARVED}: {error}"),
         Some(libc::ENOSYS) => {
             "this kernel has no io_uring (it needs Linux 5.19 or newer with CONFIG_IO_URING), or a \
              sandbox hides it"
                 .into()
         }
         Some(libc::EPERM | libc::EACCES) => {
-            let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
-            match disabled.as_deref().map(str::trim) {
-                Ok(value @ ("1" | "2")) => format!(
-                    "io_uring is switched off: kernel.io_uring_disabled is {value}; an \
-                     administrator can set it to 0"
-                ),
-                _ => {
-                    "io_uring is forbidden to this process, most likely by a seccomp filter of its \
-                      container or service"
-                        .into()
-                }
+            let setting = |name| std::fs::read_to_string(format!("/proc/sys/kernel/{name}"));
+            let is = |value| setting("io_uring_disabled").is_ok_and(|text| text.trim() == value);
+            if is("2") {
+                "io_uring is switched off: kernel.io_uring_disabled is 2; an administrator can set \
+                 it to 0 (sysctl)"
+                    .into()
+            } else if is("1") {
+                let group = setting("io_uring_group").unwrap_or_default();
+                let group = match group.trim() {
+                    "" | "-1" => "a group that kernel.io_uring_group names".to_owned(),
+                    number => format!("the group {number} (kernel.io_uring_group)"),
+                };
+                format!(
+                    "io_uring is switched off for this user: kernel.io_uring_disabled is 1; an \
+                     administrator can set it to 0 (sysctl), or let this program run in {group}"
+                )
+            } else {
+                "io_uring is forbidden to this process, most likely by a seccomp filter of its \
+                 container or service, which would have to allow io_uring_setup, io_uring_enter \
+                 and io_uring_register"
+                    .into()
             }
         }
         _ => format!("io_uring_setup: {error}"),
@@ -318,11 +352,11 @@ fn has_fixed_send(ring: &mut IoUring) -> bool {
 
 fn find_get_buf(
     ring: &mut IoUring,
+    source: &OwnedFd,
     release: Release,
     claimed: u8,
     kernel: &str,
 ) -> Result<(u8, Option<u8>), String> {
-    let source = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| format!("eventfd: {errno}"))?;
     let answers = |ring: &mut IoUring, number: u8| {
         let entry = GetBuf::new(number, Fd(source.as_raw_fd()), 1, 0).build();
         result_of(ring, &entry).map(Errno::check) == Some(Err(Errno::NOTSUPP))

@@ -3,14 +3,17 @@
 
 use std::fs::File;
 use std::mem;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use getbuf_tests::{Folder, Rig, Stop, Verdict, pattern, skip, tcp};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uring_getbuf::chain::ChainOutcome;
 use uring_getbuf::engine::Engine;
+use uring_getbuf::probe::Support;
 use uring_getbuf::relay::Relay;
 use uring_getbuf::ring::{Ring, Setup};
 use uring_getbuf::{ErrorKind, SendFlags};
@@ -25,6 +28,7 @@ pub(crate) const CASES: &[Case] = &[
     ("steady_state_system_calls", steady_state_system_calls),
     ("four_consumers_in_two_calls", four_consumers_in_two_calls),
     ("no_rings_allowed", no_rings_allowed),
+    ("no_descriptor_left", no_descriptor_left),
 ];
 
 /// What the child prints before its first and after its last lease of the steady state, by asking
@@ -39,6 +43,7 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     let done = match what.as_str() {
         "memory_limit" => under_a_memory_limit(engine),
         "no_rings" => without_rings(),
+        "no_descriptor" => without_descriptors(engine),
         "steady" => steady(engine),
         "four" => crate::fan::consume_by_four(&Rig { engine, setup: Setup::Cooperative }, mark),
         "sleep" => std::io::copy(&mut std::io::stdin(), &mut std::io::sink())
@@ -183,13 +188,108 @@ fn without_rings() -> Verdict {
     if (privileges, set) != (0, 0) {
         return skip("this kernel has no seccomp filters");
     }
-    let support = uring_getbuf::probe::Support::detect();
+    let support = Support::detect();
     for engine in Engine::ALL {
         let reason = support.engine(engine).expect_err("there is no ring");
         assert!(reason.contains("forbidden") || reason.contains("switched off"), "{reason}");
     }
     assert_eq!(support.best().expect_err("none").kind(), ErrorKind::Unavailable);
     assert_eq!(Ring::new().expect_err("none").kind(), ErrorKind::Unavailable);
+    Ok(())
+}
+
+/// Where RLIMIT_NOFILE is reached, a ring is not made, or is the one that it would be otherwise; and
+/// a ring that is there goes on.
+fn no_descriptor_left(rig: &Rig) -> Verdict {
+    run("no_descriptor", rig)
+}
+
+/// Takes every descriptor that there may be.
+fn take_all(taken: &mut Vec<OwnedFd>) {
+    while let Ok(one) = rustix::io::dup(std::io::stdin()) {
+        taken.push(one);
+    }
+}
+
+fn limit_descriptors(most: u64) -> Verdict {
+    let limit = Rlimit { current: Some(most), maximum: getrlimit(Resource::Nofile).maximum };
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
+fn no_descriptor(error: &uring_getbuf::Error) {
+    let text = error.to_string();
+    assert_eq!(error.kind(), ErrorKind::Ring, "{text}");
+    assert_eq!(error.raw_os_error(), Some(libc::EMFILE), "{text}");
+}
+
+fn without_descriptors(engine: Engine) -> Verdict {
+    let (folder, content) = (Folder::new()?, pattern(2, 3 * 4096));
+    let (file, out) = (folder.source(&content)?, folder.sink()?);
+    let best = Support::detect().best()?;
+    let build = |engine: Option<Engine>| {
+        let builder = Ring::builder().slots(4).block_size(4096).files(8);
+        engine.into_iter().fold(builder, uring_getbuf::ring::Builder::engine).build()
+    };
+    limit_descriptors(64)?;
+    let mut taken = Vec::new();
+    for (wanted, engine) in [(Some(engine), engine), (None, best)] {
+        for left in 0..=3 {
+            take_all(&mut taken);
+            taken.truncate(taken.len() - left);
+            match build(wanted) {
+                Ok(ring) => assert_eq!((ring.engine(), left), (engine, 3)),
+                Err(error) => {
+                    no_descriptor(&error);
+                    assert!(left < 3 && error.to_string().contains("ulimit -n"), "{left}: {error}");
+                }
+            }
+        }
+    }
+    for engine in Engine::ALL {
+        take_all(&mut taken);
+        let support = Support::detect();
+        let reason = support.engine(engine).expect_err("nothing to look with");
+        assert!(reason.contains("ulimit -n"), "{reason}");
+        no_descriptor(&support.require(engine).expect_err("likewise"));
+    }
+    taken.clear();
+    let mut ring = build(Some(engine))?;
+    take_all(&mut taken);
+    let (source, sink) = (ring.attach(&file)?, ring.attach(&out)?);
+    let fetched = ring.fetch(&source, 0, 4096)?;
+    let lease = ring.wait_installed(fetched)?.expect("a block");
+    ring.write_all(&lease, &sink, 0)?;
+    let mut bytes = [0; 64];
+    match ring.copy_out(&lease, 0, &mut bytes) {
+        Ok(_) => assert_eq!(bytes[..], content[..64]),
+        // It takes a pipe.
+        Err(error) => {
+            no_descriptor(&error);
+            assert_eq!(lease.engine(), Engine::Opcode, "{error}");
+        }
+    }
+    let lent = lease.engine();
+    drop((lease, source, sink));
+    ring.submit()?;
+    let report = Relay::new(&file, &out).run(&mut ring)?;
+    assert_eq!(report.bytes, content.len() as u64);
+    // And as ever, when there are descriptors again.
+    taken.clear();
+    assert!(folder.sunk()? == content);
+    let source = ring.attach(&file)?;
+    let fetched = ring.fetch(&source, 4096, 4096)?;
+    let lease = ring.wait_installed(fetched)?.expect("a block");
+    assert!(lent == lease.engine() || engine == Engine::Module, "{lent}");
+    ring.copy_out(&lease, 0, &mut bytes)?;
+    assert_eq!(bytes[..], content[4096..4096 + 64]);
+    drop((lease, source));
+    drop(ring);
+
+    // No more files can be registered than might be open.
+    limit_descriptors(32)?;
+    let error = Ring::builder().engine(engine).files(64).build().expect_err("64 files");
+    no_descriptor(&error);
+    assert!(error.to_string().contains("ulimit -n"), "{error}");
     Ok(())
 }
 

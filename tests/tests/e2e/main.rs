@@ -10,6 +10,7 @@
 //! | `GETBUF_TEST_ENGINE=copy` (`opcode`, `module`) | only this engine; if it does not work here, that is a failure |
 //! | `TMPDIR` | where files go |
 
+mod bad;
 mod chain;
 mod child;
 mod fan;
@@ -82,6 +83,7 @@ fn add(engine: Engine, trials: &mut Vec<Trial>) {
         ("provide", provide::CENTRAL, provide::CASES),
         ("relay", relay::CENTRAL, relay::CASES),
         ("waits", waits::CENTRAL, waits::CASES),
+        ("bad", bad::CENTRAL, bad::CASES),
         ("process", &[], child::CASES),
     ];
     for (area, central, cases) in areas {

@@ -18,7 +18,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::Pool;
-use crate::probe::{Support, no_ring, open_device};
+use crate::probe::{STARVED, Support, no_ring, open_device};
 use crate::slots::Slots;
 
 /// How the io_uring is set up.
@@ -126,7 +126,9 @@ impl Builder {
     ///
     /// [`Unavailable`](ErrorKind::Unavailable) with the reason if the engine, or io_uring itself,
     /// does not work here; [`InvalidInput`](ErrorKind::InvalidInput) for numbers that make no
-    /// sense; [`MemoryLimit`](ErrorKind::MemoryLimit), naming the limit and what would fit.
+    /// sense; [`MemoryLimit`](ErrorKind::MemoryLimit), naming the limit and what would fit;
+    /// [`Ring`](ErrorKind::Ring) with `EMFILE` where `RLIMIT_NOFILE` leaves no descriptor for the
+    /// ring (while it is made it takes three), or is less than the places for attached files.
     pub fn build(self) -> Result<Ring> {
         let support = Support::detect();
         let engine = match self.engine {
@@ -225,7 +227,8 @@ impl Builder {
         if places > 0 {
             uring.submitter().register_files_sparse(u32::from(places)).map_err(|error| {
                 let what = format!(
-                    "making room for {places} attached files (RLIMIT_NOFILE bounds their number)"
+                    "making room for {places} attached files: RLIMIT_NOFILE bounds their number; \
+                     build the ring for fewer, or raise it (ulimit -n)"
                 );
                 Error::io(ErrorKind::Ring, &error, what)
             })?;
@@ -263,6 +266,7 @@ impl Builder {
                 &error,
                 format!("making a ring of {entries} entries (RLIMIT_MEMLOCK may bound its size)"),
             ),
+            Some(libc::EMFILE | libc::ENFILE) => Error::io(ErrorKind::Ring, &error, STARVED),
             _ => Error::new(ErrorKind::Unavailable, no_ring(&error)),
         })
     }
@@ -309,8 +313,13 @@ fn most(limit: u16, mut fits: impl FnMut(u16) -> bool) -> u16 {
 
 /// Attaches `/dev/getbuf` itself.
 fn attach_device(uring: &IoUring, files: &Rc<Files>) -> Result<Attached> {
-    let device = open_device()
-        .map_err(|errno| Error::io(ErrorKind::Unavailable, &errno.into(), "opening /dev/getbuf"))?;
+    let device = open_device().map_err(|errno| {
+        let error = io::Error::from(errno);
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => Error::io(ErrorKind::Ring, &error, STARVED),
+            _ => Error::io(ErrorKind::Unavailable, &error, "opening /dev/getbuf"),
+        }
+    })?;
     let place = files.take()?;
     uring
         .submitter()

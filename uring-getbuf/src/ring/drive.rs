@@ -450,6 +450,12 @@ impl Ring {
                     0 => return Err(Error::io(ErrorKind::Ring, &error, "io_uring_enter")),
                     taken => count = count.saturating_sub(taken),
                 },
+                Some(libc::EBADR) => {
+                    let what = "the kernel had no memory for completions that their queue had no \
+                                room for, and what they told is lost: take events sooner, or build \
+                                the ring with more entries";
+                    return Err(Error::io(ErrorKind::Ring, &error, what));
+                }
                 _ => return Err(Error::io(ErrorKind::Ring, &error, "io_uring_enter")),
             }
         }

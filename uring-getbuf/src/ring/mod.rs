@@ -172,6 +172,9 @@ impl Ring {
 
     /// Attaches a file: the kernel holds its own reference, and requests find it without a lookup.
     ///
+    /// It takes no file descriptor. The module engine takes one for a moment to bind a source; where
+    /// none is left, the source's fetches go through the pool.
+    ///
     /// # Errors
     ///
     /// [`NoFile`](ErrorKind::NoFile) if every place is taken, [`Ring`](ErrorKind::Ring) if the
