@@ -41,10 +41,11 @@ const C_SKIPPED: &str = " --skip ::valgrind --skip ::static";
 
 /// The debug kernel is slow: there, only what uses kernels most, with the engines of the kernel.
 const IN_DEBUG: [&str; 5] = ["cli", "e2e", "fuzz", "hostile", "lent"];
+const NOT_IN_DEBUG: &str = " --skip a_proxy_of_a_thousand_connections";
 
 /// Packages with tests that say something about a kernel, and executables of theirs that do not.
 const PACKAGES: [&str; 4] = ["uring-getbuf", "getbuf", "getbuf-capi", "getbuf-tests"];
-const HOST_ONLY: [&str; 2] = ["headers", "misuse"];
+const HOST_ONLY: [&str; 3] = ["headers", "misuse", "model"];
 
 /// Tests in one kernel take at most this long.
 const LIMIT: Duration = Duration::from_secs(1200);
@@ -79,6 +80,17 @@ impl Guest {
         let Self { flavour, debug, .. } = *self;
         Kernel { flavour, machine: Machine::Um, debug, source: None }
     }
+
+    /// Whether it says something new here. Each engine has one kernel for the C programs, which are
+    /// slow to build and to run.
+    fn has_use_of(&self, name: &str, engine: &str) -> bool {
+        match name {
+            "lent" => engine != "copy",
+            "bench" => self.engines != ["copy"],
+            C => self.engines.first() == Some(&engine),
+            _ => true,
+        }
+    }
 }
 
 impl fmt::Display for Guest {
@@ -105,7 +117,13 @@ fn one(guest: &Guest, tests: &[(String, PathBuf)], built: &Path) -> Result<Total
         for engine in if per_engine { guest.engines } else { &[""] } {
             let set =
                 if per_engine { format!("GETBUF_TEST_ENGINE={engine} ") } else { String::new() };
+            if !guest.has_use_of(name, engine) {
+                continue;
+            }
             let mut arguments = String::new();
+            if kernel.debug && name == "cli" {
+                arguments.push_str(NOT_IN_DEBUG);
+            }
             if name == C {
                 // The tests that are named after the engine: the others are about no kernel.
                 write!(arguments, " ::{engine}::{C_SKIPPED}")?;
