@@ -22,6 +22,8 @@ pub enum Sink {
     Tcp,
     /// A pair of UNIX stream sockets. Who receives copies the bytes once.
     Unix,
+    /// The program's own memory, for a look at the first bytes of a block.
+    Memory,
 }
 
 impl Source {
@@ -44,6 +46,7 @@ impl Sink {
             Self::File => "file",
             Self::Tcp => "tcp",
             Self::Unix => "unix",
+            Self::Memory => "memory",
         }
     }
 
@@ -130,7 +133,7 @@ const PAGE: Point = Point { block: 4096, depth: 1, flows: 1, sinks: 1 };
 const BLOCKS: &[u32] = &[4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
 
 /// Every case.
-pub const CASES: [Case; 7] = [
+pub const CASES: [Case; 8] = [
     Case {
         name: "rfc",
         about: "a page of the page cache to /dev/null, as in the RFC's cover letter",
@@ -193,6 +196,15 @@ pub const CASES: [Case; 7] = [
         axis: Axis::Sinks,
         values: &[1, 2, 4, 8],
         base: Point { block: 64 << 10, ..PAGE },
+    },
+    Case {
+        name: "look",
+        about: "a look at the first bytes of a lease: a copy of them in the program's memory",
+        source: Source::File,
+        sink: Sink::Memory,
+        axis: Axis::Block,
+        values: &[64, 4 << 10, 64 << 10],
+        base: PAGE,
     },
 ];
 

@@ -65,6 +65,11 @@ fn a_page_to_nowhere() {
 }
 
 #[test]
+fn a_look_at_a_lease() {
+    every_way("look");
+}
+
+#[test]
 fn a_file_to_a_file() {
     every_way("file-file");
 }

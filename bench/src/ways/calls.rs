@@ -134,6 +134,8 @@ impl Calls {
                 Sink::Null => write(sink, &buffer[done..]),
                 Sink::File => pwrite(sink, &buffer[done..], offset + done as u64),
                 Sink::Tcp | Sink::Unix => send(sink, &buffer[done..], SendFlags::NOSIGNAL),
+                // That is a look, and not one of these calls.
+                Sink::Memory => Err(Errno::OPNOTSUPP),
             })?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 
 mod calls;
 mod leases;
+mod looks;
 mod op_splice;
 mod raw;
 mod relayed;
@@ -70,6 +71,10 @@ pub(crate) enum Kind {
     },
     OpSplice,
     Call(Call),
+    /// `copy_out` from a lease.
+    Look(Engine),
+    /// `pread` from the file.
+    Read,
 }
 
 impl fmt::Display for Kind {
@@ -99,6 +104,8 @@ impl fmt::Display for Kind {
                 Call::CopyFileRange => "copy_file_range(2)",
                 Call::ReadWrite => "read(2)+write(2)",
             }),
+            Self::Look(engine) => write!(f, "copy_out, {engine}"),
+            Self::Read => f.write_str("pread(2)"),
         }
     }
 }
@@ -106,6 +113,9 @@ impl fmt::Display for Kind {
 impl Kind {
     /// Every way that a point can be served, the library's own first.
     pub(crate) fn of(case: &Case) -> Vec<Self> {
+        if case.sink == Sink::Memory {
+            return Engine::ALL.into_iter().map(Self::Look).chain([Self::Read]).collect();
+        }
         let chains = case.source == Source::File && case.axis != Axis::Sinks;
         let relay = matches!(case.axis, Axis::Block | Axis::Sinks);
         let by = if case.sink.is_socket() { Use::Send } else { Use::Write };
@@ -150,10 +160,10 @@ impl Kind {
     /// The engine that it cannot do without.
     pub(crate) fn engine(self) -> Option<Engine> {
         match self {
-            Self::Lease { engine, .. } | Self::Relay(engine) => Some(engine),
+            Self::Lease { engine, .. } | Self::Relay(engine) | Self::Look(engine) => Some(engine),
             Self::RawGetBuf { .. } => Some(Engine::Opcode),
             Self::Raw { .. } => Some(Engine::Copy),
-            Self::OpSplice | Self::Call(_) => None,
+            Self::OpSplice | Self::Call(_) | Self::Read => None,
         }
     }
 
@@ -169,6 +179,8 @@ impl Kind {
             Self::RawGetBuf { replace } => Box::new(raw::Raw::get_buf(ground, support, replace)?),
             Self::OpSplice => Box::new(op_splice::OpSplice::new(ground)?),
             Self::Call(call) => Box::new(calls::Calls::new(ground, call)?),
+            Self::Look(engine) => Box::new(looks::Looks::new(ground, engine)?),
+            Self::Read => Box::new(looks::Reads::new(ground)),
         })
     }
 }

@@ -210,7 +210,7 @@ impl Figures {
             "# Instructions per request\n\n\
              Written by `cargo xtask bench --exact`; what the cases and ways are, and what the \
              figures mean, is in [performance.md](../performance.md). Linux {} with the project's \
-             patches, one processor of QEMU {} (TCG, `-icount`), files on tmpfs. All that the \
+             patches and its module, one processor of QEMU {} (TCG, `-icount`), files on tmpfs. All that the \
              machine executes counts, worker threads and whoever receives included; in brackets \
              the share of user space. Copies count eight bytes as one instruction. A figure with \
              a tilde is not steady: a second run differed by more than 0.1 %.\n",

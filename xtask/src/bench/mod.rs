@@ -3,7 +3,7 @@
 //! `getbuf bench` knows, user and kernel apart.
 //!
 //! `getbuf bench` runs in a guest of QEMU whose clock counts instructions, so that nothing depends
-//! on how busy this machine is. It marks where its samples begin and end with an instruction that
+//! on how busy this machine is. The guest has the patches and the module: every engine in one run. It marks where its samples begin and end with an instruction that
 //! does nothing; a plugin of QEMU's ([`marks.c`](../../src/bench/marks.c)) counts, and writes the
 //! numbers at each mark. The guest runs twice; the figures are from the first run, and how far the
 //! second one is from it stands beside them. Of the samples of a run, the cheapest one counts.
@@ -109,6 +109,7 @@ pub(crate) fn check() -> Result<()> {
 struct Guest {
     kernel: Kernel,
     image: PathBuf,
+    module: PathBuf,
     getbuf: PathBuf,
     plugin: PathBuf,
     qemu: String,
@@ -130,7 +131,8 @@ impl Guest {
         let kernel =
             Kernel { flavour: Flavour::Opcode, machine: Machine::Qemu, debug: false, source: None };
         let image = kernel.build()?;
-        Ok(Self { kernel, image, getbuf: getbuf()?, plugin: plugin()?, qemu })
+        let module = kernel.build_module()?;
+        Ok(Self { kernel, image, module, getbuf: getbuf()?, plugin: plugin()?, qemu })
     }
 
     fn measure(&self, cases: &[&str]) -> Result<Figures> {
@@ -149,7 +151,7 @@ impl Guest {
             exact: true,
             cpus: None,
             plugin: Some(plugin),
-            module: None,
+            module: Some(self.module.clone()),
         };
         let outcome = vm::run(&self.kernel, &self.image, &job, |_| Ok(()))?;
         for finding in &outcome.findings {
