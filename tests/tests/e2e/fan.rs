@@ -31,6 +31,7 @@ pub(crate) const CASES: &[Case] = &[
     ("zero_copy", zero_copy),
     ("slow_one_is_waited_for", slow_one_is_waited_for),
     ("nonblocking", nonblocking),
+    ("short_writes", short_writes),
     ("one_closes", one_closes),
     ("all_close", all_close),
     ("offsets_and_limit", offsets_and_limit),
@@ -357,6 +358,23 @@ fn nonblocking(rig: &Rig) -> Verdict {
     whole(&mut ring, &report, content.len());
     assert!(folder.sunk()? == content, "the file");
     assert!(four.close().iter().all(|got| *got == content));
+    Ok(())
+}
+
+/// One has room for a part of each block: the rest of it comes next.
+fn short_writes(rig: &Rig) -> Verdict {
+    let mut ring = rig.small().block_size(16 << 10).build()?;
+    let (folder, content) = (Folder::new()?, pattern(49, 150_003));
+    let (source, sink) = (folder.source(&content)?, folder.sink()?);
+    let (from, to) = pipe()?;
+    rustix::pipe::fcntl_setpipe_size(&to, 4096)?;
+    rustix::io::ioctl_fionbio(&to, true)?;
+    let peer = reader(from);
+    let report = FanOut::new(&source).sink(&sink).sink(&to).run(&mut ring)?;
+    whole(&mut ring, &report, content.len());
+    drop(to);
+    assert!(folder.sunk()? == content, "the file");
+    assert!(peer.join().expect("the peer") == content, "the pipe");
     Ok(())
 }
 

@@ -37,6 +37,7 @@ pub(crate) const CENTRAL: &[Case] = &[
     ("tcp_to_file", tcp_to_file),
     ("unix_to_unix", unix_to_unix),
     ("nonblocking_sink", nonblocking_sink),
+    ("short_writes", short_writes),
     ("nonblocking_source", nonblocking_source),
     ("zero_copy_to_a_nonblocking_socket", zero_copy_to_a_nonblocking_socket),
     ("cancel_blocked_source", cancel_blocked_source),
@@ -290,6 +291,21 @@ fn nonblocking_sink(rig: &Rig) -> Verdict {
     whole(&mut ring, report, content.len());
     drop(to);
     assert!(peer.join().expect("the peer") == content, "socket");
+    Ok(())
+}
+
+/// A pipe has room for a part of each block: the rest of it comes next.
+fn short_writes(rig: &Rig) -> Verdict {
+    let (folder, content) = (Folder::new()?, pattern(32, 150_003));
+    let mut ring = rig.small().block_size(16 << 10).build()?;
+    let (from, to) = pipe()?;
+    rustix::pipe::fcntl_setpipe_size(&to, 4096)?;
+    rustix::io::ioctl_fionbio(&to, true)?;
+    let peer = reader(from);
+    let report = Relay::new(&folder.source(&content)?, &to).run(&mut ring)?;
+    whole(&mut ring, report, content.len());
+    drop(to);
+    assert!(peer.join().expect("the peer") == content);
     Ok(())
 }
 

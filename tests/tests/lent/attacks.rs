@@ -606,10 +606,10 @@ fn files_that_change_meanwhile(engine: Engine) -> Outcome {
 }
 
 /// A file system of its own, in a loop device, gone with this.
-struct Mount(tempfile::TempDir);
+pub(crate) struct Mount(tempfile::TempDir);
 
 impl Mount {
-    fn new() -> Result<Self, libtest_mimic::Failed> {
+    pub(crate) fn new() -> Result<Self, libtest_mimic::Failed> {
         let folder = tempfile::tempdir_in(".")?;
         let image = folder.path().join("image");
         File::create(&image)?.set_len(64 << 20)?;
@@ -620,7 +620,7 @@ impl Mount {
         Ok(mount)
     }
 
-    fn path(&self) -> std::path::PathBuf {
+    pub(crate) fn path(&self) -> std::path::PathBuf {
         self.0.path().join("mount")
     }
 

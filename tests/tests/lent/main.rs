@@ -84,6 +84,8 @@ const COMMON: &[(&str, Test)] = &[
     ("a_lease_outlives_its_file", a_lease_outlives_its_file),
     ("a_clone_outlives_its_ring", a_clone_outlives_its_ring),
     ("a_file_that_is_cut_short", a_file_that_is_cut_short),
+    ("pages_come_back", pages_come_back),
+    ("a_block_device", a_block_device),
     ("released_while_it_is_sent", released_while_it_is_sent),
     ("killed_with_leases", killed_with_leases),
     ("no_mapping_holds_the_bytes", no_mapping_holds_the_bytes),
@@ -443,6 +445,75 @@ fn a_file_that_is_cut_short(engine: Engine) -> Outcome {
     same("what is left of the file", &got[..1000], &bytes[..1000])?;
     let strange = got.iter().zip(&bytes).any(|(got, was)| got != was && *got != 0);
     if strange { Err("bytes that were never in the file".into()) } else { Ok(()) }
+}
+
+/// Its lock is taken for a fetch, and given back: what changes the size of its blocks waits for it.
+fn a_block_device(engine: Engine) -> Outcome {
+    const BLKBSZSET: libc::Ioctl = 0x4008_1271;
+    let image = tempfile::NamedTempFile::new_in(".")?;
+    let bytes: Vec<u8> = (0..BLOCK + 512).map(|at| (at % 249) as u8).collect();
+    fs::write(image.path(), &bytes)?;
+    let attach = Command::new("losetup").args(["--find", "--show"]).arg(image.path()).output()?;
+    let device = String::from_utf8(attach.stdout)?;
+    let device = Path::new(device.trim());
+    let file = File::open(device).map_err(|error| format!("losetup: {error}"))?;
+    // It is detached when it is closed.
+    let detach = Command::new("losetup").arg("--detach").arg(device).status()?;
+    check("losetup --detach", detach.code().unwrap_or(-1), 0)?;
+    let (sink, mut peer) = UnixStream::pair()?;
+    let mut raw = Raw::new(engine)?;
+    // Read by a worker, then from the cache, and at the end.
+    for (offset, want) in [(0, BLOCK), (0, BLOCK), (BLOCK - 4096, 4608), (BLOCK + 512, 0)] {
+        let fetched = raw.result(&raw.get_at(&file, offset.into(), BLOCK, 0));
+        check(&format!("GET_BUF at {offset}"), fetched, want as i32)?;
+        if want == 0 {
+            break;
+        }
+        check("WRITE_FIXED", raw.result(&raw.write(&sink, 0, want, 0)), want as i32)?;
+        check("PUT_BUF", raw.result(&raw.put(0)), 0)?;
+        let mut got = vec![0; want as usize];
+        peer.read_exact(&mut got)?;
+        same("what was written", &got, &bytes[offset as usize..][..want as usize])?;
+    }
+    drop(raw);
+    no_leases_left(engine)?;
+    // Not what it is already.
+    let size = 1024_usize;
+    // SAFETY: the size is read from a word that lives until the call returns.
+    check("BLKBSZSET", unsafe { libc::ioctl(file.as_raw_fd(), BLKBSZSET, &raw const size) }, 0)
+}
+
+/// When a lease is over, its pages are like any others of the cache, which can be dropped.
+fn pages_come_back(engine: Engine) -> Outcome {
+    let mount = attacks::Mount::new()?;
+    let path = mount.path().join("file");
+    fs::write(&path, vec![7; BLOCK as usize])?;
+    let file = File::open(&path)?;
+    file.sync_all()?;
+    let mut raw = Raw::new(engine)?;
+    check("GET_BUF", raw.result(&raw.get(&file, BLOCK, 0)), BLOCK as i32)?;
+    check("cached pages, lent", cached_pages(&file)?, i32::try_from(BLOCK / 4096)?)?;
+    check("PUT_BUF", raw.result(&raw.put(0)), 0)?;
+    check("cached pages, given back", cached_pages(&file)?, 0)
+}
+
+/// How many of a file's first [`BLOCK`] bytes' pages stay in the cache when they are dropped.
+fn cached_pages(file: &File) -> Result<i32, Failed> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+    let (len, any) = (BLOCK as usize, std::ptr::null_mut());
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?;
+    // SAFETY: a new mapping, wherever the kernel likes; it is not looked into.
+    let map = unsafe { mmap(any, len, ProtFlags::READ, MapFlags::SHARED, file, 0) }?;
+    let mut there = [0_u8; BLOCK as usize / 4096];
+    // SAFETY: there is a byte for each page of the mapping.
+    let told = unsafe { libc::mincore(map, len, there.as_mut_ptr()) };
+    let error = std::io::Error::last_os_error();
+    // SAFETY: nobody uses it after this.
+    unsafe { munmap(map, len) }?;
+    if told != 0 {
+        return Err(format!("mincore: {error}").into());
+    }
+    Ok(there.iter().map(|page| i32::from(page & 1)).sum())
 }
 
 fn released_while_it_is_sent(engine: Engine) -> Outcome {
