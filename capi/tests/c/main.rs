@@ -93,6 +93,7 @@ fn main() -> ExitCode {
                 format!("provide::{engine}::{run}"),
                 Box::new(move |here| provide(here, kind, engine)),
             );
+            add(format!("uses::{engine}::{run}"), Box::new(move |here| uses(here, kind, engine)));
             for mode in ["write", "writev", "replace", "chain", "table", "early", "stream"] {
                 add(
                     format!("life::{engine}::{mode}::{run}"),
@@ -418,6 +419,19 @@ fn provide(here: &Installed, kind: Kind, engine: &str) -> Verdict {
         return Ok(missing);
     }
     judge(here.program("tests/c/provide.c", kind)?.command().arg(engine))
+}
+
+/// One lease for many consumers, looks at it, and limits.
+fn uses(here: &Installed, kind: Kind, engine: &str) -> Verdict {
+    if let Some(missing) = here.why_not(kind) {
+        return Ok(missing);
+    }
+    let program = here.program("tests/c/uses.c", kind)?;
+    copies(4096, |source, sink| {
+        let mut command = program.command();
+        command.arg(engine).args([source, sink]);
+        command
+    })
 }
 
 fn life(here: &Installed, kind: Kind, engine: &str, mode: &str) -> Verdict {
