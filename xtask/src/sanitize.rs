@@ -51,10 +51,14 @@ pub(crate) fn run_all() -> Result<Totals> {
         return Ok(totals);
     }
     // Documents and macros are built by a compiler that is not instrumented.
-    let packages = ["test", "--target", TARGET, "--no-fail-fast", "-p=getbuf", "-p=getbuf-tests"];
+    let packages = ["test", "--target", TARGET, "--no-fail-fast", "-p=getbuf-tests"];
     let safe = ["-p=uring-getbuf", "--lib", "--bins", "--test=*"];
     let mut address = test("address", &packages);
-    address.args(safe).env("RUSTFLAGS", "-Zsanitizer=address").env("LSAN_OPTIONS", leaks());
+    address
+        .arg("-p=getbuf")
+        .args(safe)
+        .env("RUSTFLAGS", "-Zsanitizer=address")
+        .env("LSAN_OPTIONS", leaks());
     skip(&mut address);
     run(&mut totals, "AddressSanitizer", &mut address)?;
     if has("rust-src") {
