@@ -41,6 +41,7 @@ fn main() {
     match std::env::var(CHILD).as_deref() {
         Ok("killed") => return killed_child(),
         Ok("scanned") => return scanned_child(),
+        Ok("limited") => return limited_child(),
         Ok("nobody") => return attacks::nobody_child(),
         _ => {}
     }
@@ -88,6 +89,7 @@ const COMMON: &[(&str, Test)] = &[
     ("a_block_device", a_block_device),
     ("released_while_it_is_sent", released_while_it_is_sent),
     ("killed_with_leases", killed_with_leases),
+    ("charged_while_it_lives", charged_while_it_lives),
     ("no_mapping_holds_the_bytes", no_mapping_holds_the_bytes),
 ];
 
@@ -591,6 +593,53 @@ fn killed_child() {
     raw.events(0);
     println!("ready");
     std::thread::sleep(Duration::from_secs(60));
+}
+
+/// `RLIMIT_MEMLOCK` counts the pages of leases, for as long as they live.
+fn charged_while_it_lives(engine: Engine) -> Outcome {
+    let mut child = child("limited").env("ENGINE", engine.name()).spawn()?;
+    let line = wait_for_line(&mut child)?;
+    child.wait()?;
+    if line == "fine\n" { Ok(()) } else { Err(format!("the child: {line}").into()) }
+}
+
+fn limited_child() {
+    let engine = std::env::var("ENGINE").expect("the parent sets it").parse().expect("an engine");
+    match under_a_limit(engine) {
+        Ok(()) => println!("fine"),
+        Err(failed) => println!("{}", format!("{failed:?}").replace('\n', " ")),
+    }
+}
+
+fn under_a_limit(engine: Engine) -> Outcome {
+    const ALL: u32 = 32 * 4096;
+    let (file, _) = source(1 << 20)?;
+    let limit = libc::rlimit { rlim_cur: ALL.into(), rlim_max: ALL.into() };
+    // SAFETY: the limits are read from a structure that lives until the call returns.
+    check("setrlimit", unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }, 0)?;
+    // SAFETY: takes no memory; this process has one thread.
+    check("setresuid", unsafe { libc::setresuid(65_534, 65_534, 65_534) }, 0)?;
+    let mut raw = Raw::new(engine)?;
+    let half = ALL / 2;
+    let past = by(engine, -libc::EFAULT, -libc::EINVAL);
+    let taken = by(engine, -libc::EINVAL, -libc::EBUSY);
+    let refused = by(engine, -libc::ENOMEM, -libc::EDQUOT);
+    for _ in 0..20 {
+        check("no such slot", raw.result(&raw.get(&file, half, SLOTS)), past)?;
+        check("a half", raw.result(&raw.get(&file, half, 0)), half as i32)?;
+        check("slot taken", raw.result(&raw.get(&file, half, 0)), taken)?;
+        check("too much", raw.result(&raw.get(&file, half + 1, 1)), refused)?;
+        // Of a part of a page all is held: of two pages, if it spans them.
+        check("too much", raw.result(&raw.get_at(&file, 4095, half, 1)), refused)?;
+        check("the other half", raw.result(&raw.get(&file, half, 1)), half as i32)?;
+        check("and nothing more", raw.result(&raw.get(&file, 1, 2)), refused)?;
+        for slot in [0, 1] {
+            check("release", raw.result(&raw.put(slot)), 0)?;
+        }
+        check("all", raw.result(&raw.get(&file, ALL, 0)), ALL as i32)?;
+        check("release", raw.result(&raw.put(0)), 0)?;
+    }
+    Ok(())
 }
 
 /// The proof that nothing is copied to user space: a process that sends a file looks for the file's
