@@ -7,6 +7,7 @@ mod check;
 mod ci;
 mod command;
 mod kernel;
+mod mutate;
 mod packages;
 mod sanitize;
 mod test;
@@ -31,6 +32,7 @@ cargo xtask COMMAND
   test [--host|--guests]
                     every test, on this kernel and in the test kernels; or one of the two
   sanitize          tests under Miri, AddressSanitizer and ThreadSanitizer; needs a nightly Rust
+  mutate [NAME...]  deliberate faults, in a copy: the test that is named for each has to fail
   ci                what .ci/run runs: formatter, lints, documents, generated files, every test
   kernel [KERNEL] [--module]
                     build a test kernel, unless the cache has it, and print where it is;
@@ -78,6 +80,7 @@ fn run(mut args: Vec<OsString>) -> Result<ExitCode> {
         ["test", "--host"] => return Ok(verdict(&test::host()?)),
         ["test", "--guests"] => return Ok(verdict(&test::guests()?)),
         ["sanitize"] => return Ok(verdict(&sanitize::run_all()?)),
+        ["mutate", ref names @ ..] => return Ok(verdict(&mutate::run_all(names)?)),
         ["ci"] => return Ok(verdict(&ci::run_all()?)),
         ["kernel", ..] => {
             let options = Options::parse(args.drain(1..))?;

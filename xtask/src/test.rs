@@ -13,6 +13,8 @@ use crate::command::{cargo, find, output, root, run, target_directory, tee};
 use crate::packages;
 use crate::totals::{Reader, Totals};
 
+pub(crate) use guests::obstacle as no_guests;
+
 /// Every test, here and in the test kernels.
 pub(crate) fn all() -> Result<Totals> {
     let mut totals = host()?;

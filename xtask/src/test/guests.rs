@@ -50,9 +50,10 @@ const HOST_ONLY: [&str; 3] = ["headers", "misuse", "model"];
 /// Tests in one kernel take at most this long.
 const LIMIT: Duration = Duration::from_secs(1200);
 
-pub(super) fn all(totals: &mut Totals) -> Result<()> {
+/// Why there can be no test kernels here, after what is missing was installed.
+pub(crate) fn obstacle() -> Result<Option<&'static str>> {
     let missing = packages::setup(&[packages::KERNEL, packages::GUESTS])?;
-    let reason = if !cfg!(target_arch = "x86_64") {
+    Ok(if !cfg!(target_arch = "x86_64") {
         Some("user-mode Linux needs an x86-64 machine")
     } else if !missing.is_empty() {
         Some("packages are missing")
@@ -60,7 +61,11 @@ pub(super) fn all(totals: &mut Totals) -> Result<()> {
         Some("there is no package of the kernel's source here (`cargo xtask kernel --source`)")
     } else {
         None
-    };
+    })
+}
+
+pub(super) fn all(totals: &mut Totals) -> Result<()> {
+    let reason = obstacle()?;
     let tests = executables()?;
     let built = c_library()?;
     for guest in &GUESTS {
