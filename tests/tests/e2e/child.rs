@@ -4,18 +4,22 @@
 use std::fs::File;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use getbuf_tests::{Folder, Rig, Stop, Verdict, pattern, skip, tcp};
+use io_uring::opcode::Nop;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uring_getbuf::chain::ChainOutcome;
 use uring_getbuf::engine::Engine;
 use uring_getbuf::probe::Support;
 use uring_getbuf::relay::Relay;
 use uring_getbuf::ring::{Ring, Setup};
+use uring_getbuf::slots::Event;
 use uring_getbuf::{ErrorKind, SendFlags};
 
 use crate::Case;
@@ -29,6 +33,7 @@ pub(crate) const CASES: &[Case] = &[
     ("four_consumers_in_two_calls", four_consumers_in_two_calls),
     ("no_rings_allowed", no_rings_allowed),
     ("no_descriptor_left", no_descriptor_left),
+    ("no_kernel_memory", no_kernel_memory),
 ];
 
 /// What the child prints before its first and after its last lease of the steady state, by asking
@@ -44,6 +49,7 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
         "memory_limit" => under_a_memory_limit(engine),
         "no_rings" => without_rings(),
         "no_descriptor" => without_descriptors(engine),
+        "no_memory" => without_kernel_memory(engine),
         "steady" => steady(engine),
         "four" => crate::fan::consume_by_four(&Rig { engine, setup: Setup::Cooperative }, mark),
         "sleep" => std::io::copy(&mut std::io::stdin(), &mut std::io::sink())
@@ -232,8 +238,9 @@ fn without_descriptors(engine: Engine) -> Verdict {
     };
     limit_descriptors(64)?;
     let mut taken = Vec::new();
-    for (wanted, engine) in [(Some(engine), engine), (None, best)] {
-        for left in 0..=3 {
+    // Without a wish, it is not another engine that needs less.
+    for (wanted, engine, lefts) in [(Some(engine), engine, 0..=3), (None, best, 2..=3)] {
+        for left in lefts {
             take_all(&mut taken);
             taken.truncate(taken.len() - left);
             match build(wanted) {
@@ -245,9 +252,9 @@ fn without_descriptors(engine: Engine) -> Verdict {
             }
         }
     }
+    take_all(&mut taken);
+    let support = Support::detect();
     for engine in Engine::ALL {
-        take_all(&mut taken);
-        let support = Support::detect();
         let reason = support.engine(engine).expect_err("nothing to look with");
         assert!(reason.contains("ulimit -n"), "{reason}");
         no_descriptor(&support.require(engine).expect_err("likewise"));
@@ -290,6 +297,104 @@ fn without_descriptors(engine: Engine) -> Verdict {
     let error = Ring::builder().engine(engine).files(64).build().expect_err("64 files");
     no_descriptor(&error);
     assert!(error.to_string().contains("ulimit -n"), "{error}");
+    Ok(())
+}
+
+/// Where the kernel has no memory for requests, or for completions that their queue has no room for.
+fn no_kernel_memory(rig: &Rig) -> Verdict {
+    run("no_memory", rig)
+}
+
+/// How failslab was set before. It is so again when this is dropped.
+struct Failslab(Vec<(PathBuf, String)>);
+
+impl Failslab {
+    fn set(settings: [(&str, &str); 6]) -> std::io::Result<Self> {
+        let mut before = Self(Vec::new());
+        for (name, value) in settings {
+            let path = Path::new("/sys/kernel/debug/failslab").join(name);
+            before.0.push((path.clone(), std::fs::read_to_string(&path)?));
+            std::fs::write(path, value)?;
+        }
+        Ok(before)
+    }
+}
+
+impl Drop for Failslab {
+    fn drop(&mut self) {
+        for (path, value) in self.0.iter().rev() {
+            let _ = std::fs::write(path, value.trim());
+        }
+    }
+}
+
+/// Runs something while every allocation fails that the kernel makes for this thread, of those that
+/// can.
+fn starved<T>(switch: &File, during: impl FnOnce() -> T) -> Result<T, Stop> {
+    switch.write_at(b"1", 0)?;
+    let done = during();
+    switch.write_at(b"0", 0)?;
+    Ok(done)
+}
+
+fn without_kernel_memory(engine: Engine) -> Verdict {
+    let switch = File::options().write(true).open("/proc/thread-self/make-it-fail");
+    let Ok(switch) = switch else { return skip("this kernel cannot make allocations fail") };
+    let settings = [
+        // Only for threads that ask for it: others may run beside this one.
+        ("task-filter", "Y"),
+        ("ignore-gfp-wait", "N"),
+        ("interval", "1"),
+        ("times", "-1"),
+        ("verbose", "0"),
+        ("probability", "100"),
+    ];
+    let Ok(_before) = Failslab::set(settings) else {
+        return skip("making allocations fail takes privileges");
+    };
+    let folder = Folder::new()?;
+    let mut ring = Ring::builder().engine(engine).slots(4).block_size(4096).build()?;
+    // The queue of submissions holds 16 then, that of completions 64.
+    let push = |ring: &mut Ring, numbers: std::ops::Range<u64>| -> Verdict {
+        for number in numbers {
+            // SAFETY: the request names nothing.
+            unsafe { ring.push(&Nop::new().build().user_data(number)) }?;
+        }
+        Ok(())
+    };
+    let take = |ring: &mut Ring| {
+        let told = std::iter::from_fn(|| ring.next_event()).map(|event| match event {
+            Event::Foreign { user_data, result: 0, .. } => user_data,
+            event => panic!("{event:?}"),
+        });
+        told.collect::<Vec<_>>()
+    };
+    // No request can be made of what is queued: it stays there.
+    push(&mut ring, 0..8)?;
+    let error = starved(&switch, || ring.submit())?.expect_err("no memory for requests");
+    assert_eq!(error.kind(), ErrorKind::Ring, "{error}");
+    assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "{error}");
+    assert_eq!(take(&mut ring), []);
+    ring.submit()?;
+    assert_eq!(take(&mut ring), (0..8).collect::<Vec<_>>(), "nothing is lost");
+
+    // The kernel keeps what it made requests of; what it has no room for, it drops.
+    push(&mut ring, 0..64)?;
+    ring.submit()?;
+    push(&mut ring, 64..68)?;
+    starved(&switch, || ring.submit())??;
+    assert_eq!(take(&mut ring), (0..64).collect::<Vec<_>>());
+    let error = ring.wait(1).expect_err("completions are lost");
+    assert_eq!(error.kind(), ErrorKind::Ring, "{error}");
+    assert_eq!(error.raw_os_error(), Some(libc::EBADR), "{error}");
+    assert!(error.to_string().contains("lost"), "{error}");
+    // It is told once, and the ring goes on.
+    push(&mut ring, 68..70)?;
+    ring.wait(2)?;
+    assert_eq!(take(&mut ring), [68, 69]);
+    let source = ring.attach(&folder.source(&pattern(3, 4096))?)?;
+    let fetched = ring.fetch(&source, 0, 4096)?;
+    assert_eq!(ring.wait_installed(fetched)?.expect("a block").len(), 4096);
     Ok(())
 }
 
@@ -454,7 +559,7 @@ fn steady(engine: Engine) -> Verdict {
                 // One of these calls serves many.
                 ring.wait((16 - ring.free()).div_ceil(2))?;
                 while let Some(event) = ring.next_event() {
-                    if let uring_getbuf::slots::Event::Chained { outcome, .. } = event {
+                    if let Event::Chained { outcome, .. } = event {
                         assert_eq!(outcome, ChainOutcome::Done(4096));
                         done += 1;
                     }

@@ -615,8 +615,8 @@ mod tests {
     use crate::consume::STREAM;
     use crate::engine::Engine;
 
-    /// The kernel refuses an enter (`EBUSY`, `EAGAIN`) only where it is short of memory, which no
-    /// test can bring about; what is done about it can be tried all the same.
+    /// The kernel refuses an enter (`EBUSY`, `EAGAIN`) only where it is short of memory, which takes a
+    /// kernel that can be made so; what is done about it can be tried all the same.
     #[test]
     fn completions_that_are_taken_early_are_not_lost() {
         let builder = Ring::builder().engine(Engine::Copy).slots(2).block_size(4096);
