@@ -126,6 +126,8 @@ fn write_mapped(file: &File, rng: &mut Rng) -> std::io::Result<()> {
         return Ok(());
     }
     let (both, at) = (ProtFlags::READ | ProtFlags::WRITE, rng.u64(0..pages) * PAGE);
+    // Attackers can fill the file system, and a mapping has no other way to say so than a signal.
+    fallocate(file, FallocateFlags::empty(), at, PAGE)?;
     let nowhere = ptr::null_mut();
     // SAFETY: a new mapping, of which nothing else knows.
     let page = unsafe { mmap(nowhere, PAGE as usize, both, MapFlags::SHARED, file, at) }?;
