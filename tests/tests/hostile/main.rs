@@ -42,6 +42,7 @@ const COUNTS: [&str; 2] =
     ["/sys/kernel/debug/io_uring/leases", "/sys/class/misc/getbuf/stats/leases"];
 /// Where allocations are made to fail, for tasks that ask for it.
 const FAILING: [&str; 2] = ["/sys/kernel/debug/failslab", "/sys/kernel/debug/fail_page_alloc"];
+const DEVICE: &str = "/dev/getbuf";
 /// A file that no attacker can write to.
 const SACRED: usize = 200_003;
 const ATTACKERS: u64 = 2;
@@ -240,6 +241,7 @@ fn kill(place: &Place, seed: u64, rng: &mut Rng) -> Outcome {
 /// Unloads the module as soon as it lets us, while the kernel takes the leases of the dead back.
 fn reload(module: &Path) -> Outcome {
     let deadline = Instant::now() + Duration::from_secs(20);
+    let permissions = fs::metadata(DEVICE).map_err(said)?.permissions();
     loop {
         match delete_module(c"getbuf", OFlags::NONBLOCK.bits() as i32) {
             Ok(()) => break,
@@ -249,7 +251,8 @@ fn reload(module: &Path) -> Outcome {
             Err(errno) => return Err(format!("unloading the module: {errno}")),
         }
     }
-    finit_module(File::open(module).map_err(said)?, c"", 0).map_err(said)
+    finit_module(File::open(module).map_err(said)?, c"", 0).map_err(said)?;
+    fs::set_permissions(DEVICE, permissions).map_err(said)
 }
 
 /// One of fifty allocations fails for tasks that ask for it, or none.

@@ -104,11 +104,12 @@ impl Raw {
 
     /// Sends requests, and gives the results of those that post one, in their order.
     pub(crate) fn results(&mut self, entries: &[Entry], wait: usize) -> Vec<(u64, i32)> {
-        for (index, entry) in entries.iter().enumerate() {
-            let entry = entry.clone().user_data(index as u64);
-            // SAFETY: the files and the memory that a test's request names live as long as it.
-            unsafe { self.uring.submission().push(&entry) }.expect("the queue has room");
-        }
+        let named = entries.iter().enumerate();
+        let named: Vec<_> =
+            named.map(|(index, entry)| entry.clone().user_data(index as u64)).collect();
+        // All at once: a thread that polls the queue must not see half of a link.
+        // SAFETY: the files and the memory that a test's request names live as long as it.
+        unsafe { self.uring.submission().push_multiple(&named) }.expect("the queue has room");
         let mut results = Vec::new();
         loop {
             self.uring.submit_and_wait(wait.saturating_sub(results.len())).expect("io_uring_enter");
