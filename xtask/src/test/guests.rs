@@ -49,7 +49,7 @@ fn in_debug(name: &str, engine: &str) -> &'static str {
             " a_signal_ends_it_in_order files_of_every_awkward_length_are_copied \
              from_a_pipe_and_to_a_pipe sends_to_many"
         }
-        ("e2e", "opcode") => " --skip @defer",
+        ("e2e", "opcode") => " --skip @defer --skip @sqpoll",
         ("e2e", "module") => " ::lease:: ::chain:: ::life::",
         _ => "",
     }
