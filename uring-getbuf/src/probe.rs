@@ -475,6 +475,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri has no kernel")]
     fn every_reason_is_a_sentence_and_something_works() {
         let support = Support::detect();
         for engine in Engine::ALL {

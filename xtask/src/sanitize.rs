@@ -41,7 +41,7 @@ pub(crate) fn run_all() -> Result<Totals> {
     let missing = |part| format!("rustup component add {part} --toolchain {nightly}");
 
     if has("miri") {
-        let slots = ["miri", "test", "-p=uring-getbuf", "--lib", "--test=model"];
+        let slots = ["miri", "test", "--no-fail-fast", "-p=uring-getbuf", "--lib", "--test=model"];
         run(&mut totals, "Miri", test("miri", &slots).env("MIRIFLAGS", MIRI))?;
     } else {
         totals.skip("Miri", missing("miri"));

@@ -618,6 +618,7 @@ mod tests {
     /// The kernel refuses an enter (`EBUSY`, `EAGAIN`) only where it is short of memory, which takes a
     /// kernel that can be made so; what is done about it can be tried all the same.
     #[test]
+    #[cfg_attr(miri, ignore = "Miri has no kernel")]
     fn completions_that_are_taken_early_are_not_lost() {
         let builder = Ring::builder().engine(Engine::Copy).slots(2).block_size(4096);
         let mut ring = builder.build().expect("a small ring");
