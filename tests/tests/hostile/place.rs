@@ -22,18 +22,14 @@ const PAGE: u64 = 4096;
 pub(crate) struct Place {
     folder: Folder,
     sacred: Vec<u8>,
-    mounted: bool,
 }
 
 impl Place {
     pub(crate) fn new() -> Outcome<Self> {
         let folder = Folder::new().map_err(said)?;
         fs::create_dir(folder.path("disk")).map_err(said)?;
-        let mounted = mount(&folder);
-        if let Err(reason) = &mounted {
-            println!("without a disk: {reason}");
-        }
-        let place = Self { folder, sacred: pattern(7, SACRED), mounted: mounted.is_ok() };
+        mount(&folder)?;
+        let place = Self { folder, sacred: pattern(7, SACRED) };
         fs::write(place.folder.path("sacred"), &place.sacred).map_err(said)?;
         for path in place.moving() {
             fs::write(path, vec![1; 1 << 20]).map_err(said)?;
@@ -69,7 +65,7 @@ impl Place {
                 fs::write(&next, vec![2; rng.usize(0..1 << 20)])?;
                 return fs::rename(next, here);
             }
-            1 if self.mounted => {
+            1 => {
                 // Nobody has a file there open for writing.
                 let disk = self.folder.path("disk");
                 mount_remount(&disk, MountFlags::RDONLY, c"")?;
@@ -100,9 +96,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.mounted {
-            let _ = unmount(self.folder.path("disk"), UnmountFlags::DETACH);
-        }
+        let _ = unmount(self.folder.path("disk"), UnmountFlags::DETACH);
     }
 }
 
