@@ -64,17 +64,107 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use io_uring::squeue::Entry;
-use static_assertions::assert_not_impl_any;
+use static_assertions::{assert_eq_size, assert_not_impl_any};
 
 use crate::consume::{self, Consumer, SendFlags};
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::opcode::Target;
-use crate::slots::{Core, LeaseId, Prepared, UseId};
+use crate::slots::{Core, LeaseId, Prepared, Slot, UseId};
 
 mod sealed {
-    pub trait Sealed {}
+    use std::fmt;
+    use std::rc::Rc;
+
+    use crate::slots::{LeaseId, Slot};
+
+    /// What a lease in a state owns.
+    pub trait Sealed {
+        type Place: Place;
+    }
+
+    /// Where a lease is, or was.
+    pub trait Place: fmt::Debug {
+        fn id(&self) -> LeaseId;
+        /// Tells one table from another.
+        fn table(&self) -> *const ();
+    }
+
+    /// A slot that is held; its drop is what releases.
+    pub struct Claim(Rc<Slot>);
+
+    impl Claim {
+        #[inline(always)]
+        pub(super) fn new(slot: &Rc<Slot>) -> Self {
+            Self(Rc::clone(slot))
+        }
+
+        #[inline(always)]
+        pub(super) fn slot(&self) -> &Slot {
+            &self.0
+        }
+
+        #[inline]
+        pub(super) fn release(self) -> Past {
+            Past { slot: Rc::clone(&self.0), id: self.id() }
+        }
+    }
+
+    impl Place for Claim {
+        #[inline(always)]
+        fn id(&self) -> LeaseId {
+            self.0.id()
+        }
+
+        #[inline(always)]
+        fn table(&self) -> *const () {
+            Rc::as_ptr(self.0.core()).cast()
+        }
+    }
+
+    impl Drop for Claim {
+        #[inline(always)]
+        fn drop(&mut self) {
+            self.0.let_go();
+        }
+    }
+
+    impl fmt::Debug for Claim {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.id().fmt(f)
+        }
+    }
+
+    /// A slot that was let go, and which of its lives that was.
+    pub struct Past {
+        slot: Rc<Slot>,
+        id: LeaseId,
+    }
+
+    impl Past {
+        pub(super) fn is_over(&self) -> bool {
+            self.slot.is_over(self.id)
+        }
+    }
+
+    impl Place for Past {
+        fn id(&self) -> LeaseId {
+            self.id
+        }
+
+        fn table(&self) -> *const () {
+            Rc::as_ptr(self.slot.core()).cast()
+        }
+    }
+
+    impl fmt::Debug for Past {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.id.fmt(f)
+        }
+    }
 }
+
+use sealed::{Claim, Past, Place};
 
 /// A state of a [`Lease`].
 pub trait State: sealed::Sealed {
@@ -83,12 +173,14 @@ pub trait State: sealed::Sealed {
 }
 
 macro_rules! states {
-    ($($(#[$doc:meta])* $name:ident)+) => {
+    ($($(#[$doc:meta])* $name:ident: $place:ident)+) => {
         $($(#[$doc])*
         #[derive(Clone, Copy, Debug)]
         pub struct $name;
 
-        impl sealed::Sealed for $name {}
+        impl sealed::Sealed for $name {
+            type Place = $place;
+        }
 
         impl State for $name {
             const NAME: &'static str = stringify!($name);
@@ -98,11 +190,11 @@ macro_rules! states {
 
 states! {
     /// The request has been handed out. Nothing is known of the slot's content.
-    Fetched
+    Fetched: Claim
     /// The bytes are in the slot.
-    Installed
+    Installed: Claim
     /// The slot is being emptied.
-    Released
+    Released: Past
 }
 
 /// One slot of a ring's table, owned. See the [module](self).
@@ -111,46 +203,15 @@ states! {
 /// may show through, as with `sendfile(2)`.
 #[must_use = "dropping a lease releases it"]
 pub struct Lease<S: State> {
-    claim: Claim,
+    place: S::Place,
     state: PhantomData<S>,
 }
 
 assert_not_impl_any!(Lease<Fetched>: Send, Sync, Clone);
 assert_not_impl_any!(Lease<Installed>: Send, Sync, Clone);
 assert_not_impl_any!(Lease<Released>: Send, Sync, Clone);
-
-/// What a lease owns; its drop is what releases. A part of its own, so that a transition can move
-/// it from one state to the next.
-// Two words, so that a lease travels in registers.
-struct Claim {
-    core: Rc<Core>,
-    /// The lease's name, and [`HOLDS`].
-    id: u64,
-}
-
-/// The slot has not been let go.
-const HOLDS: u64 = 1 << 63;
-
-impl Claim {
-    #[inline]
-    fn id(&self) -> LeaseId {
-        LeaseId::of(self.id & !HOLDS)
-    }
-
-    #[inline]
-    fn slot(&self) -> u16 {
-        self.id().slot()
-    }
-}
-
-impl Drop for Claim {
-    #[inline]
-    fn drop(&mut self) {
-        if self.id & HOLDS != 0 {
-            self.core.let_go(self.slot());
-        }
-    }
-}
+// One word, so that a lease travels in a register.
+assert_eq_size!(Option<Lease<Installed>>, usize);
 
 /// Why a [`Lease<Fetched>`] did not become a [`Lease<Installed>`].
 #[derive(Debug, thiserror::Error)]
@@ -171,24 +232,19 @@ impl<S: State> Lease<S> {
     #[inline]
     #[must_use]
     pub fn id(&self) -> LeaseId {
-        self.claim.id()
+        self.place.id()
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_of(&self, core: &Rc<Core>) -> bool {
-        Rc::ptr_eq(&self.claim.core, core)
-    }
-
-    #[inline]
-    fn into_state<T: State>(self) -> Lease<T> {
-        Lease { claim: self.claim, state: PhantomData }
+        self.place.table() == Rc::as_ptr(core).cast()
     }
 }
 
 impl Lease<Fetched> {
-    #[inline]
-    pub(crate) fn new(core: Rc<Core>, id: LeaseId) -> Self {
-        Self { claim: Claim { core, id: HOLDS | id.word() }, state: PhantomData }
+    #[inline(always)]
+    pub(crate) fn new(slot: &Rc<Slot>) -> Self {
+        Self { place: Claim::new(slot), state: PhantomData }
     }
 
     /// The installed lease, once the completion of the fetch has been given to
@@ -199,12 +255,12 @@ impl Lease<Fetched> {
     /// # Errors
     ///
     /// See [`NotInstalled`].
-    #[inline]
+    #[inline(always)]
     pub fn installed(self) -> Result<Lease<Installed>, NotInstalled> {
-        match self.claim.core.fetch_result(self.claim.slot()) {
+        match self.place.slot().fetch_result() {
             None => Err(NotInstalled::Pending(self)),
             Some(Ok(0)) => Err(NotInstalled::EndOfFile),
-            Some(Ok(_)) => Ok(self.into_state()),
+            Some(Ok(_)) => Ok(Lease { place: self.place, state: PhantomData }),
             Some(Err(errno)) => Err(NotInstalled::Failed(errno)),
         }
     }
@@ -212,35 +268,35 @@ impl Lease<Fetched> {
     /// Whether the fetch is still running.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        self.claim.core.fetch_result(self.claim.slot()).is_none()
+        self.place.slot().fetch_result().is_none()
     }
 }
 
 impl Lease<Installed> {
     /// One that a provider has filled.
-    pub(crate) fn provided(core: Rc<Core>, id: LeaseId) -> Self {
-        Self { claim: Claim { core, id: HOLDS | id.word() }, state: PhantomData }
+    pub(crate) fn provided(slot: &Rc<Slot>) -> Self {
+        Self { place: Claim::new(slot), state: PhantomData }
     }
 
     /// How many bytes there are. Never 0; fewer than were asked for at the end of a file, or
     /// where the source had no more at hand.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "an installed lease is never empty")]
     pub fn len(&self) -> u32 {
-        self.claim.core.slot_len(self.claim.slot())
+        self.place.slot().len()
     }
 
     /// The engine that fetched it.
     #[must_use]
     pub fn engine(&self) -> Engine {
-        self.claim.core.slot_engine(self.claim.slot())
+        self.place.slot().engine()
     }
 
     /// How many requests use it now.
     #[must_use]
     pub fn uses(&self) -> u32 {
-        self.claim.core.uses(self.claim.slot())
+        self.place.slot().uses()
     }
 
     /// Prepares a `WRITE_FIXED` of `range` to `offset` of `sink`
@@ -249,7 +305,7 @@ impl Lease<Installed> {
     /// # Errors
     ///
     /// [`OutOfRange`](ErrorKind::OutOfRange).
-    #[inline]
+    #[inline(always)]
     pub fn write(
         &self,
         range: impl RangeBounds<u32>,
@@ -265,7 +321,7 @@ impl Lease<Installed> {
     /// # Errors
     ///
     /// [`OutOfRange`](ErrorKind::OutOfRange).
-    #[inline]
+    #[inline(always)]
     pub fn send(
         &self,
         range: impl RangeBounds<u32>,
@@ -281,7 +337,7 @@ impl Lease<Installed> {
     /// # Errors
     ///
     /// [`OutOfRange`](ErrorKind::OutOfRange), [`Unavailable`](ErrorKind::Unavailable).
-    #[inline]
+    #[inline(always)]
     pub fn send_zc(
         &self,
         range: impl RangeBounds<u32>,
@@ -303,7 +359,7 @@ impl Lease<Installed> {
         consumer: Consumer,
     ) -> Result<Prepared<'_>> {
         let entry = self.consume_entry(self.range(range)?, consumer, 0)?;
-        Ok(self.claim.core.prepare(entry))
+        Ok(self.place.slot().prepare(entry))
     }
 
     /// The request of a consumer, which counts as sent. `range` comes from
@@ -316,13 +372,13 @@ impl Lease<Installed> {
         token: u16,
     ) -> Result<Entry> {
         let len = range.end - range.start;
-        self.claim.core.use_slot(self.claim.slot(), range.start, len, consumer, token)
+        self.place.slot().use_bytes(range.start, len, consumer, token)
     }
 
     /// Takes a consumer back that was not sent.
     #[cold]
     pub(crate) fn retract(&self, request: UseId) {
-        self.claim.core.retract(request.user_data(), false);
+        self.place.slot().retract_use(request);
     }
 
     /// Prepares a vectored write of up to [`MAX_RANGES`](crate::consume::MAX_RANGES) ranges, one
@@ -342,8 +398,8 @@ impl Lease<Installed> {
             self.range(range.clone())?;
         }
         let ranges = ranges.iter().map(|range| (range.start, range.end - range.start));
-        let core = &self.claim.core;
-        Ok(core.prepare(core.use_ranges(self.claim.slot(), ranges, sink.into(), offset)?))
+        let slot = self.place.slot();
+        Ok(slot.prepare(slot.use_ranges(ranges, sink.into(), offset)?))
     }
 
     /// Copies bytes of the lease, from `offset` on, into memory, for a look at them. How many that
@@ -361,10 +417,10 @@ impl Lease<Installed> {
             let what = "a look at memory of the kernel's takes a request: Ring::copy_out sends it";
             return Err(Error::new(ErrorKind::Unavailable, what));
         }
-        let (slot, mut rest) = (self.claim.slot(), &mut into[..range.len()]);
+        let mut rest = &mut into[..range.len()];
         let mut start = range.start;
         while !rest.is_empty() {
-            let copied = self.claim.core.copy_out(slot, start, rest);
+            let copied = self.place.slot().copy_out(start, rest);
             start += copied as u32;
             rest = &mut rest[copied..];
         }
@@ -387,28 +443,23 @@ impl Lease<Installed> {
 
     /// The index in the ring's table.
     pub(crate) fn table_index(&self) -> u16 {
-        self.claim.core.piece_of(self.claim.slot(), 0, 1).index
+        self.place.slot().piece(0, 1).index
     }
 
     /// A write of bytes of it that does not count as a use.
     pub(crate) fn look_entry(&self, start: u32, len: u32, to: RawFd) -> Entry {
-        self.claim
-            .core
-            .piece_of(self.claim.slot(), start, len)
-            .write(Target::Fd(to), consume::STREAM)
+        self.place.slot().piece(start, len).write(Target::Fd(to), consume::STREAM)
     }
 
     /// Lets the slot be emptied, also while requests use the lease: what they use stays until the
     /// last of them is done. Sent with the next submission.
     #[inline]
-    pub fn release(mut self) -> Lease<Released> {
-        self.claim.id &= !HOLDS;
-        self.claim.core.let_go(self.claim.slot());
-        self.into_state()
+    pub fn release(self) -> Lease<Released> {
+        Lease { place: self.place.release(), state: PhantomData }
     }
 
     /// A range of the lease, in bytes, after a check that it is one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn range(&self, range: impl RangeBounds<u32>) -> Result<Range<u32>> {
         let len = self.len();
         let start = match range.start_bound() {
@@ -442,7 +493,7 @@ impl Lease<Released> {
     /// Whether the slot is empty, every use has ended, and the slot can serve somebody else.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.claim.core.is_over(self.claim.id())
+        self.place.is_over()
     }
 }
 
@@ -450,7 +501,7 @@ impl<S: State> fmt::Debug for Lease<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
             .field("state", &format_args!("{}", S::NAME))
-            .field("id", &self.claim.id())
+            .field("id", &self.place.id())
             .finish_non_exhaustive()
     }
 }

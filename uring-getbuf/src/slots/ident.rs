@@ -11,6 +11,7 @@ pub(super) mod user_data {
     pub(in crate::slots) const LEASE: u64 = (1 << TOKEN_SHIFT) - 1;
     /// What all requests of a lease have in common: tag, slot, generation, and kinds of ours.
     pub(in crate::slots) const NAME: u64 = 0x1ff << (TAG_SHIFT - 1) | LEASE;
+    pub(in crate::slots) const TOKEN: u64 = 0xffff << TOKEN_SHIFT;
     pub(in crate::slots) const TOKEN_SHIFT: u32 = 28;
     pub(in crate::slots) const SEQUENCE_SHIFT: u32 = 44;
     pub(in crate::slots) const KIND_SHIFT: u32 = 52;
@@ -81,16 +82,6 @@ pub(crate) const fn fetch_user_data(tag: u8, lease: LeaseId) -> u64 {
 pub struct LeaseId(u64);
 
 impl LeaseId {
-    #[inline]
-    pub(crate) const fn of(word: u64) -> Self {
-        Self(word)
-    }
-
-    #[inline]
-    pub(crate) const fn word(self) -> u64 {
-        self.0
-    }
-
     /// The slot, counted from 0. It is not the index in the ring's table of registered buffers.
     #[inline]
     #[must_use]

@@ -19,7 +19,7 @@
 //! A slot is free again only when no [`Lease`] names it, the kernel holds no
 //! buffer in it, and every request that named it has had its last completion. Whatever happens in
 //! between - a lease dropped before its fetch is done, a request that was never pushed, a release
-//! while consumers run - ends there; see `Core::settle` in `table.rs`, the only way back to the free list.
+//! while consumers run - ends there; see `Slot::settle` in `slot.rs`, the only way back to the free list.
 //!
 //! # Sharing a ring
 //!
@@ -31,6 +31,7 @@ mod event;
 mod ident;
 mod prepared;
 mod provided;
+mod slot;
 mod table;
 
 use std::rc::Rc;
@@ -52,8 +53,9 @@ pub use ident::{LeaseId, UseId};
 pub use prepared::{Clear, Outgoing, Prepared, PreparedChain};
 
 pub(crate) use ident::{driver_request, driver_user_data, fetch_user_data};
-use table::Lending;
+pub(crate) use slot::Slot;
 pub(crate) use table::{Core, Driver};
+use table::{Lending, Table};
 
 /// Most slots that a table can have (`IORING_MAX_REG_BUFFERS`).
 pub const MAX_SLOTS: u16 = 1 << 14;
@@ -64,7 +66,7 @@ pub const DEFAULT_TAG: u8 = 0xb5;
 /// The slot table of one ring. See the [module](self).
 #[derive(Debug)]
 pub struct Slots {
-    core: Rc<Core>,
+    table: Table,
 }
 
 /// Makes [`Slots`].
@@ -150,8 +152,8 @@ impl Builder {
             return invalid(format!("{count} slots: there can be 1 to {MAX_SLOTS}"));
         }
         let lending = self.lending.map(|(lending, _)| Lending { replace: self.replace, ..lending });
-        let core = Core::new(count, lending, self.pool, self.regions, self.features, self.tag);
-        Ok(Slots { core: Rc::new(core) })
+        let table = Table::new(count, lending, self.pool, self.regions, self.features, self.tag);
+        Ok(Slots { table })
     }
 }
 
@@ -177,15 +179,15 @@ impl Slots {
     ///
     /// [`NoSlot`](ErrorKind::NoSlot); [`InvalidInput`](ErrorKind::InvalidInput) if `len` is 0, or
     /// more than a block of the pool where the pool may have to serve it.
-    #[inline]
+    #[inline(always)]
     pub fn fetch(
         &self,
         source: impl Into<Source>,
         offset: u64,
         len: u32,
     ) -> Result<(Lease<Fetched>, Prepared<'_>)> {
-        let (id, entry) = self.core.fetch(source.into(), offset, len, 0)?;
-        Ok((Lease::new(Rc::clone(&self.core), id), self.core.prepare(entry)))
+        let (slot, entry) = self.table.fetch(source.into(), offset, len, 0)?;
+        Ok((Lease::new(slot), slot.prepare(entry)))
     }
 
     /// As [`fetch`](Self::fetch), and pushes the request. `push` says whether there was room for it;
@@ -197,8 +199,8 @@ impl Slots {
         note: u32,
         push: impl FnOnce(&[Entry]) -> bool,
     ) -> Result<Option<Lease<Fetched>>> {
-        let id = self.core.start_fetch(fetch, note, push)?;
-        Ok(id.map(|id| Lease::new(Rc::clone(&self.core), id)))
+        let slot = self.table.start_fetch(fetch, note, push)?;
+        Ok(slot.map(Lease::new))
     }
 
     /// As [`fetch`](Self::fetch), for a driver that has made sure that it can push the request. It
@@ -211,8 +213,8 @@ impl Slots {
         len: u32,
         note: u32,
     ) -> Result<(Lease<Fetched>, Entry)> {
-        let (id, entry) = self.core.fetch(source, offset, len, note)?;
-        Ok((Lease::new(Rc::clone(&self.core), id), entry))
+        let (slot, entry) = self.table.fetch(source, offset, len, note)?;
+        Ok((Lease::new(slot), entry))
     }
 
     /// Reserves a slot and prepares a whole [`Chain`]: fetch, consume and release as linked
@@ -224,8 +226,8 @@ impl Slots {
     /// have the consumer.
     #[inline(always)]
     pub fn chain(&self, chain: Chain) -> Result<(LeaseId, PreparedChain<'_>)> {
-        let (id, chain) = self.core.chain(chain, 0)?;
-        Ok((id, PreparedChain::new(chain, false)))
+        let chain = self.table.chain(chain, 0)?;
+        Ok((chain.slot.id(), PreparedChain::new(chain, false)))
     }
 
     /// How many requests a [`Chain`] from this source will be: what [`PreparedChain::len`] says of
@@ -233,20 +235,20 @@ impl Slots {
     #[inline]
     #[must_use]
     pub fn chain_len(&self, source: impl Into<Source>) -> usize {
-        self.core.chain_len_from(source.into())
+        self.table.chain_len_from(source.into())
     }
 
     /// Whether a completion with this `user_data` is for [`complete`](Self::complete).
     #[inline]
     #[must_use]
     pub fn claims(&self, user_data: u64) -> bool {
-        self.core.claims(user_data)
+        self.table.claims(user_data)
     }
 
     /// Takes a completion and says what it meant; `None` if it is not ours.
     ///
     /// `result` and `flags` are `cqe->res` and `cqe->flags`.
-    #[inline]
+    #[inline(always)]
     pub fn complete(&self, user_data: u64, result: i32, flags: u32) -> Option<Event> {
         self.complete_for(user_data, result, flags, &())
     }
@@ -260,7 +262,7 @@ impl Slots {
         flags: u32,
         driver: &impl Driver,
     ) -> Option<Event> {
-        self.core.complete(user_data, result, flags, driver)
+        self.table.complete(user_data, result, flags, driver)
     }
 
     /// Reserves a slot and pushes a whole chain. `push` is given two or three requests, and says
@@ -272,36 +274,36 @@ impl Slots {
         note: u32,
         push: impl FnOnce(&[Entry]) -> bool,
     ) -> Result<Option<LeaseId>> {
-        let (id, chain) = self.core.chain(chain, note)?;
+        let chain = self.table.chain(chain, note)?;
         if chain.requests(push) {
-            return Ok(Some(id));
+            return Ok(Some(chain.slot.id()));
         }
-        self.core.undo(id.slot());
+        chain.slot.undo();
         Ok(None)
     }
 
     /// Has the driver told when fetches and chains end whose notes `counts` counts; the sum.
     pub(crate) fn watch(&self, counts: impl Fn(u32) -> u32) -> u32 {
-        self.core.watch(counts)
+        self.table.watch(counts)
     }
 
     /// The next request that the slots themselves need sent: the release of a lease that was let
     /// go, or a fetch that has to go through the pool after all. Push them before every submit.
     #[inline]
     pub fn next_request(&self) -> Option<Outgoing<'_>> {
-        self.core.next_request()
+        self.table.next_request()
     }
 
     /// Whether [`next_request`](Self::next_request) has something.
     #[inline]
     #[must_use]
     pub fn has_requests(&self) -> bool {
-        self.core.has_requests()
+        self.table.has_requests()
     }
 
     /// Has what replaced slots still hold released; see [`Builder::replace`].
     pub fn trim(&self) {
-        self.core.trim();
+        self.table.trim();
     }
 
     /// Makes a region known. `register` registers the memory that it is given (base and length in
@@ -316,7 +318,7 @@ impl Slots {
         region: &Region,
         register: impl FnOnce(u16, *mut u8, usize) -> io::Result<()>,
     ) -> Result<()> {
-        let provided = self.core.provided()?;
+        let provided = self.table.provided()?;
         let entry = provided.take_entry()?;
         match register(entry, region.base(), region.len()) {
             Ok(()) => provided.add_region(region, entry),
@@ -332,7 +334,7 @@ impl Slots {
     /// serve another one when it is emptied. [`next_request`](Self::next_request) tells of them,
     /// too.
     pub fn next_vacated(&self) -> Option<Clear<'_>> {
-        self.core.next_vacated()
+        self.table.next_vacated()
     }
 
     /// Asks a [provider](Provider) for up to `len` bytes at `offset`. The lease can be used at once;
@@ -356,82 +358,83 @@ impl Slots {
         nowait: bool,
         register: impl FnMut(u16, *mut u8, usize) -> io::Result<()>,
     ) -> Result<Option<Lease<Installed>>> {
-        let provided = self.core.provided()?;
+        let provided = self.table.provided()?;
         if len == 0 || offset > i64::MAX as u64 {
             let what = format!("a fetch of {len} bytes at {offset} of a provider");
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
-        if self.core.free() == 0 {
-            return Err(self.core.refusal(1));
+        if self.table.free() == 0 {
+            return Err(self.table.refusal(1));
         }
         let Some(answer) = Answer::of(&**provider, offset, len, nowait)? else { return Ok(None) };
-        let id = self.core.fill_provided(provided.resolve(provider, answer, register)?)?;
-        Ok(Some(Lease::provided(Rc::clone(&self.core), id)))
+        let slot = self.table.fill_provided(provided.resolve(provider, answer, register)?)?;
+        Ok(Some(Lease::provided(slot)))
     }
 
     /// How many slots there are.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.core.capacity()
+        self.table.capacity()
     }
 
     /// How many of them are free.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.core.free()
+        self.table.free()
     }
 
     /// The engine that serves a fetch unless its source cannot lend its memory.
     #[must_use]
     pub fn engine(&self) -> Engine {
-        self.core.engine()
+        self.table.engine()
     }
 
     /// Most bytes that one fetch may ask for.
     #[must_use]
     pub fn max_fetch(&self) -> u32 {
-        self.core.max_fetch()
+        self.table.max_fetch()
     }
 
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.core.stats()
+        self.table.stats()
     }
 
     /// Whether the lease comes from these slots.
     pub(crate) fn owns<S: State>(&self, lease: &Lease<S>) -> bool {
-        lease.is_of(&self.core)
+        lease.is_of(self.table.core())
     }
 
     /// Keeps the pool for ever: for a ring that goes while requests may still read it.
     pub(crate) fn leak(&self) {
-        mem::forget(Rc::clone(&self.core));
+        mem::forget(Rc::clone(self.table.core()));
     }
 
     /// Requests that have not had their last completion. While there are any, the slots must not
     /// be dropped.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.core.in_flight()
+        self.table.in_flight()
     }
 
     /// Whether a slot is on its way to be emptied, or to be filled once more.
     pub(crate) fn is_emptying(&self) -> bool {
-        self.core.is_emptying()
+        self.table.is_emptying()
     }
 
     /// Has a fetch that is being cancelled not repeated through the pool.
     pub(crate) fn cancel_fallback(&self, lease: &Lease<Fetched>) {
-        self.core.cancel_fallback(lease.id().slot());
+        self.table.slot(lease.id().slot()).cancel_fallback();
     }
 
     /// How many requests use a lease that somebody may have let go.
     pub(crate) fn uses(&self, lease: LeaseId) -> u32 {
-        if self.core.is_over(lease) { 0 } else { self.core.uses(lease.slot()) }
+        let slot = self.table.slot(lease.slot());
+        if slot.is_over(lease) { 0 } else { slot.uses() }
     }
 
     pub(crate) fn tag(&self) -> u8 {
-        self.core.tag()
+        self.table.tag()
     }
 }

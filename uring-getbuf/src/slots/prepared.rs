@@ -8,6 +8,7 @@ use io_uring::squeue::{Entry, Flags, SubmissionQueue};
 
 use super::event::Event;
 use super::ident::{UseId, user_data};
+use super::slot::Slot;
 use super::table::{Core, ReadyChain};
 
 /// A request of the slots that has not been pushed yet.
@@ -16,21 +17,23 @@ use super::table::{Core, ReadyChain};
 #[must_use = "a prepared request does nothing until it is pushed; dropping it takes it back"]
 pub struct Prepared<'a> {
     entry: Entry,
-    core: &'a Core,
+    slot: &'a Slot,
     /// Taken back, it is still to be sent.
     requeue: bool,
 }
 
 impl<'a> Prepared<'a> {
-    #[inline]
-    pub(super) fn new(entry: Entry, core: &'a Core, requeue: bool) -> Self {
-        Self { entry, core, requeue }
+    #[inline(always)]
+    pub(super) fn new(entry: Entry, slot: &'a Slot, requeue: bool) -> Self {
+        Self { entry, slot, requeue }
     }
 
     /// Attaches 16 bits of the caller's to the request; [`UseId::token`] gives them back.
     pub fn token(mut self, token: u16) -> Self {
-        let cleared = self.entry.get_user_data() & !(u64::from(u16::MAX) << user_data::TOKEN_SHIFT);
-        self.entry.set_user_data(cleared | u64::from(token) << user_data::TOKEN_SHIFT);
+        let before = self.entry.get_user_data();
+        let after = before & !user_data::TOKEN | u64::from(token) << user_data::TOKEN_SHIFT;
+        self.entry.set_user_data(after);
+        self.slot.rename(before, after);
         self
     }
 
@@ -84,8 +87,9 @@ impl<'a> Prepared<'a> {
 }
 
 impl Drop for Prepared<'_> {
+    #[inline]
     fn drop(&mut self) {
-        self.core.retract(self.entry.get_user_data(), self.requeue);
+        self.slot.retract(self.entry.get_user_data(), self.requeue);
     }
 }
 
@@ -180,14 +184,13 @@ impl Iterator for Entries<'_> {
 impl Drop for PreparedChain<'_> {
     #[inline]
     fn drop(&mut self) {
-        let (core, slot) = self.chain.place();
-        core.retract_chain(slot, self.requeue);
+        self.chain.slot.retract_chain(self.requeue);
     }
 }
 
 impl fmt::Debug for PreparedChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PreparedChain").field(&self.chain.place().1).finish()
+        f.debug_tuple("PreparedChain").field(&self.chain.slot.index).finish()
     }
 }
 
@@ -196,19 +199,34 @@ impl fmt::Debug for PreparedChain<'_> {
 #[must_use = "the slot is not emptied yet"]
 #[derive(Debug)]
 pub struct Clear<'a> {
-    core: &'a Core,
     index: u16,
-    /// `None`: it held a provider's memory, and is no slot.
-    user_data: Option<u64>,
+    of: Cleared<'a>,
+}
+
+/// What is there.
+enum Cleared<'a> {
+    /// A lease's buffer; the `user_data` that its release would have.
+    Slot(&'a Slot, u64),
+    /// A provider's memory, in no slot.
+    Entry(&'a Core),
+}
+
+impl fmt::Debug for Cleared<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Slot(..) => "Slot",
+            Self::Entry(_) => "Entry",
+        })
+    }
 }
 
 impl<'a> Clear<'a> {
-    pub(super) fn new(core: &'a Core, index: u16, user_data: u64) -> Self {
-        Self { core, index, user_data: Some(user_data) }
+    pub(super) fn new(slot: &'a Slot, index: u16, user_data: u64) -> Self {
+        Self { index, of: Cleared::Slot(slot, user_data) }
     }
 
     pub(super) fn entry(core: &'a Core, index: u16) -> Self {
-        Self { core, index, user_data: None }
+        Self { index, of: Cleared::Entry(core) }
     }
 
     /// The index in the ring's table that has to be updated with a null vector.
@@ -219,13 +237,13 @@ impl<'a> Clear<'a> {
 
     /// Says that the update was made.
     pub fn done(self) -> Event {
-        let event = match self.user_data {
-            Some(user_data) => {
-                let event = self.core.complete(user_data, 0, 0, &());
+        let event = match self.of {
+            Cleared::Slot(slot, user_data) => {
+                let event = slot.told(user_data, 0, 0, &());
                 event.expect("the slots know their own names")
             }
-            None => {
-                self.core.entry_cleared(self.index);
+            Cleared::Entry(core) => {
+                core.entry_cleared(self.index);
                 Event::Pending
             }
         };
@@ -236,9 +254,9 @@ impl<'a> Clear<'a> {
 
 impl Drop for Clear<'_> {
     fn drop(&mut self) {
-        match self.user_data {
-            Some(user_data) => self.core.retract(user_data, true),
-            None => self.core.entry_not_cleared(self.index),
+        match self.of {
+            Cleared::Slot(slot, user_data) => slot.retract(user_data, true),
+            Cleared::Entry(core) => core.entry_not_cleared(self.index),
         }
     }
 }

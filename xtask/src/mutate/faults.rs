@@ -78,21 +78,22 @@ const fn patches(name: &'static str) -> Test {
 }
 
 const TABLE: &str = "uring-getbuf/src/slots/table.rs";
+const SLOT: &str = "uring-getbuf/src/slots/slot.rs";
 const LEASE: &str = "uring-getbuf/src/lease.rs";
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "use-not-counted",
         what: "a request that uses a lease is not counted",
-        file: TABLE,
-        from: "    slot.begin();\n    let user_data = slot.user_data(kind)\n",
-        to: "    let user_data = slot.user_data(kind)\n",
+        file: SLOT,
+        from: "        self.begin();\n        let user_data = self.user_data(kind)\n",
+        to: "        let user_data = self.user_data(kind)\n",
         test: model("a_release_waits_for_nobody_and_a_slot_for_everybody"),
     },
     Fault {
         name: "use-ends-with-result",
         what: "a `SEND_ZC` ends with its result and not with its notification",
-        file: TABLE,
+        file: SLOT,
         from: "        let more = io_uring::cqueue::more(flags);\n        if !more {",
         to: "        let more = io_uring::cqueue::more(flags);\n        {",
         test: model("a_notification_that_nobody_announced_ends_nothing"),
@@ -100,23 +101,23 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "use-name-twice",
         what: "the name of a use that is in flight is given to another one",
-        file: TABLE,
-        from: "        if word.get() & bit != 0 {\n            return self.search_sequence();\n        }\n",
+        file: SLOT,
+        from: "        if self.state.get() >= state::REQUEST {\n            return self.search_sequence();\n        }\n",
         to: "",
         test: model("a_use_that_stays_in_flight_keeps_its_name"),
     },
     Fault {
         name: "stale-completion",
         what: "the next lease of a slot has the name of the last one",
-        file: TABLE,
-        from: "        slot.name.set(slot.name.get() + 1);\n",
+        file: SLOT,
+        from: "        self.name.set(self.name.get() + 1);\n",
         to: "",
         test: model("generations_come_round"),
     },
     Fault {
         name: "cancelled-release",
         what: "a release that was cancelled is not sent again",
-        file: TABLE,
+        file: SLOT,
         from: "let again = Errno::check(result) == Err(Errno::CANCELED);",
         to: "let again = false;",
         test: model("the_table_does_what_the_model_says"),
@@ -124,7 +125,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "empty-not-released",
         what: "an empty buffer, from the end of a file, is not released",
-        file: TABLE,
+        file: SLOT,
         from: "if len != 0 || lending.lender.installs_empty() {",
         to: "if len != 0 {",
         test: model("an_empty_buffer_is_released_too"),
@@ -132,17 +133,17 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "failed-chain-not-released",
         what: "what a chain without a release has fetched stays where its consumer fails",
-        file: TABLE,
-        from: "        if let (Ok(len), false) = (fetched, releases) {",
-        to: "        if let (Ok(len), false, None) = (fetched, releases, progress.used) {",
+        file: SLOT,
+        from: "self.filled(lending.filter(|_| !releases), fetched);",
+        to: "self.filled(lending.filter(|_| !releases && progress.used.is_none()), fetched);",
         test: model("the_table_does_what_the_model_says"),
     },
     Fault {
         name: "short-fetch-length",
         what: "a short fetch has the length that was asked for",
-        file: TABLE,
-        from: "                slot.len.set(*len);\n",
-        to: "",
+        file: SLOT,
+        from: "            Ok(len) => self.len.set(*len),\n",
+        to: "            Ok(_) => {}\n",
         test: e2e("copy::lease::short_fetch_and_end_of_file"),
     },
     Fault {
@@ -156,16 +157,16 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "ranges-shared",
         what: "two vectored writes of a lease share an array",
-        file: TABLE,
-        from: "        slot.mark(tie::RANGING);\n        Ok(request)",
+        file: SLOT,
+        from: "        self.mark(state::RANGING);\n        Ok(request)",
         to: "        Ok(request)",
         test: e2e("copy::lease::writev"),
     },
     Fault {
         name: "provider-too-early",
         what: "a provider has its memory back while a request uses it",
-        file: TABLE,
-        from: "        if slot.requests() > 0 {\n            return;\n        }\n",
+        file: SLOT,
+        from: "        if self.requests() > 0 {\n            return;\n        }\n",
         to: "",
         test: e2e("copy::provide::released_when_the_last_is_done"),
     },
@@ -181,8 +182,8 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "drop-keeps",
         what: "a lease that is dropped keeps its slot",
         file: LEASE,
-        from: "            self.core.let_go(self.slot());",
-        to: "            let _ = self.slot();",
+        from: "            self.0.let_go();",
+        to: "            let _ = self.0.id();",
         test: model("the_table_does_what_the_model_says"),
     },
     Fault {
@@ -205,8 +206,8 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "request-not-sent-again",
         what: "a request that the slots need sent is forgotten where the queue is full",
         file: "uring-getbuf/src/slots/prepared.rs",
-        from: "        self.core.retract(self.entry.get_user_data(), self.requeue);",
-        to: "        self.core.retract(self.entry.get_user_data(), false);",
+        from: "        self.slot.retract(self.entry.get_user_data(), self.requeue);",
+        to: "        self.slot.retract(self.entry.get_user_data(), false);",
         test: model("the_table_does_what_the_model_says"),
     },
     Fault {
