@@ -27,12 +27,14 @@
 //! builder was told otherwise). Pointers and small numbers have 0 there, so other requests on the
 //! same ring are told apart by [`Slots::claims`].
 
+mod complete;
 mod event;
 mod ident;
 mod prepared;
 mod provided;
 mod slot;
 mod table;
+mod uses;
 
 use std::rc::Rc;
 use std::{io, mem};

@@ -9,11 +9,12 @@ use std::rc::Rc;
 use io_uring::opcode::ReadFixed;
 use io_uring::squeue::{Entry, Flags};
 
+use super::complete::attempt;
 use super::event::{Event, Stats};
 use super::ident::{DRIVER_KINDS, Kind, UseId, user_data};
 use super::prepared::{Clear, Outgoing, Prepared, PreparedChain};
 use super::provided::{Provided, Resolved};
-use super::slot::{Slot, attempt, state};
+use super::slot::{Slot, state};
 use crate::chain::Chain;
 use crate::consume::{Consumer, MAX_RANGES, Piece, on};
 use crate::engine::{Engine, Lender, Source};

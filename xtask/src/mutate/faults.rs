@@ -78,14 +78,16 @@ const fn patches(name: &'static str) -> Test {
 }
 
 const TABLE: &str = "uring-getbuf/src/slots/table.rs";
+const COMPLETE: &str = "uring-getbuf/src/slots/complete.rs";
 const SLOT: &str = "uring-getbuf/src/slots/slot.rs";
+const USES: &str = "uring-getbuf/src/slots/uses.rs";
 const LEASE: &str = "uring-getbuf/src/lease.rs";
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "use-not-counted",
         what: "a request that uses a lease is not counted",
-        file: SLOT,
+        file: USES,
         from: "        self.begin();\n        let user_data = self.user_data(kind)\n",
         to: "        let user_data = self.user_data(kind)\n",
         test: model("a_release_waits_for_nobody_and_a_slot_for_everybody"),
@@ -93,7 +95,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "use-ends-with-result",
         what: "a `SEND_ZC` ends with its result and not with its notification",
-        file: SLOT,
+        file: COMPLETE,
         from: "        let more = io_uring::cqueue::more(flags);\n        if !more {",
         to: "        let more = io_uring::cqueue::more(flags);\n        {",
         test: model("a_notification_that_nobody_announced_ends_nothing"),
@@ -117,7 +119,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "cancelled-release",
         what: "a release that was cancelled is not sent again",
-        file: SLOT,
+        file: COMPLETE,
         from: "let again = Errno::check(result) == Err(Errno::CANCELED);",
         to: "let again = false;",
         test: model("the_table_does_what_the_model_says"),
@@ -125,7 +127,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "empty-not-released",
         what: "an empty buffer, from the end of a file, is not released",
-        file: SLOT,
+        file: COMPLETE,
         from: "if len != 0 || lending.lender.installs_empty() {",
         to: "if len != 0 {",
         test: model("an_empty_buffer_is_released_too"),
@@ -133,7 +135,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "failed-chain-not-released",
         what: "what a chain without a release has fetched stays where its consumer fails",
-        file: SLOT,
+        file: COMPLETE,
         from: "self.filled(lending.filter(|_| !releases), fetched);",
         to: "self.filled(lending.filter(|_| !releases && progress.used.is_none()), fetched);",
         test: model("the_table_does_what_the_model_says"),
@@ -141,7 +143,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "short-fetch-length",
         what: "a short fetch has the length that was asked for",
-        file: SLOT,
+        file: COMPLETE,
         from: "            Ok(len) => self.len.set(*len),\n",
         to: "            Ok(_) => {}\n",
         test: e2e("copy::lease::short_fetch_and_end_of_file"),
@@ -157,7 +159,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "ranges-shared",
         what: "two vectored writes of a lease share an array",
-        file: SLOT,
+        file: USES,
         from: "        self.mark(state::RANGING);\n        Ok(request)",
         to: "        Ok(request)",
         test: e2e("copy::lease::writev"),

@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What completions do to a slot, and requests that were never sent.
+
+use super::event::Event;
+use super::ident::{Kind, LeaseId, UseId};
+use super::slot::{NEVER, Slot, state};
+use super::table::{Driver, Lending};
+use crate::chain::ChainOutcome;
+use crate::error::{Errno, Result};
+
+impl Slot {
+    /// Says what a completion that names it meant.
+    #[inline(always)]
+    pub(super) fn told(
+        &self,
+        user_data: u64,
+        result: i32,
+        flags: u32,
+        driver: &impl Driver,
+    ) -> Option<Event> {
+        if self.awaited.get() == user_data && self.awaited_result.get() == result && flags == 0 {
+            return Some(self.as_asked(UseId::of(user_data), result as u32, driver));
+        }
+        self.otherwise(user_data, result, flags, driver)
+    }
+
+    /// What was [awaited](Slot::awaited) has gone as asked.
+    #[inline(always)]
+    fn as_asked(&self, name: UseId, done: u32, driver: &impl Driver) -> Event {
+        self.awaited_result.set(NEVER);
+        let id = name.lease();
+        let now = self.state.get() - state::REQUEST;
+        if now & (state::FILLING | state::RELEASING) == 0 {
+            self.state.set(now);
+            if now & state::HELD == 0 {
+                self.settle();
+            }
+            driver.consumer(name.token());
+            Event::Used { id: name, result: Ok(done), more: false }
+        } else if now & state::FETCHING != 0 {
+            self.state.set(now - state::FETCHING);
+            if now & (state::HELD | state::LEFT) != state::HELD {
+                self.replaced();
+            }
+            Event::Fetched { lease: id, result: Ok(done) }
+        } else if now & state::CHAINED != 0 {
+            let len = self.len.get();
+            match self.lending() {
+                Some(lending) if !lending.chain_releases() => {
+                    self.state.set(now - state::CHAINED);
+                    self.replaced();
+                }
+                // Nothing else ties it.
+                _ => self.vacate(now & state::LEFT),
+            }
+            Event::Chained { id, outcome: ChainOutcome::Done(len) }
+        } else {
+            self.state.set(now - state::RELEASING - state::LENT);
+            self.settle();
+            Event::Released { lease: id }
+        }
+    }
+
+    /// It has been filled, and what it held before is not there any more.
+    #[inline(never)]
+    fn replaced(&self) {
+        if self.is(state::LENT) {
+            self.unmark(state::LEFT);
+        }
+        self.settle();
+    }
+
+    /// A completion that was not awaited, or not so.
+    #[inline(never)]
+    fn otherwise(
+        &self,
+        user_data: u64,
+        result: i32,
+        flags: u32,
+        driver: &impl Driver,
+    ) -> Option<Event> {
+        if !self.is_named_by(user_data) {
+            return self.core.unknown(user_data, result, flags, driver);
+        }
+        let name = UseId::of(user_data);
+        Some(match name.kind() {
+            Some(Kind::Fetch) => self.fetched(name.lease(), result, driver),
+            Some(kind @ (Kind::Use | Kind::UseRanges)) => {
+                self.used(name, kind, result, flags, driver)
+            }
+            Some(Kind::Release) => self.released(name.lease(), result),
+            Some(kind @ (Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease)) => {
+                self.chained(name, kind, result, flags, driver)
+            }
+            None => self.core.stale(),
+        })
+    }
+
+    /// Whether the pool is to serve what the lender has just refused.
+    #[inline]
+    fn falls_back(&self, result: i32) -> bool {
+        result < 0 && self.refused(result)
+    }
+
+    /// It refuses a file that cannot lend its memory, and what would be more than may be pinned
+    /// (the module: `EDQUOT`). The pool has its memory already.
+    #[cold]
+    fn refused(&self, result: i32) -> bool {
+        let refused =
+            matches!(Errno::check(result), Err(Errno::NOTSUPP | Errno::NOMEM | Errno::DQUOT));
+        let may = self.state.get() & (state::LENT | state::ALONE) == state::LENT;
+        let again = refused && may && self.core.pool.is_some();
+        if again {
+            self.unmark(state::LENT);
+            self.core.fallbacks.set(self.core.fallbacks.get() + 1);
+        }
+        again
+    }
+
+    /// A lender has been asked, with this result: whether the kernel holds a buffer now.
+    fn filled(&self, lending: Option<&Lending>, result: Result<u32, Errno>) {
+        let (Some(lending), Ok(len)) = (lending, result) else {
+            return self.unmark(state::LENT);
+        };
+        if len != 0 || lending.lender.installs_empty() {
+            self.unmark(state::LEFT);
+        } else {
+            self.unmark(state::LENT);
+        }
+    }
+
+    fn fetched(&self, id: LeaseId, result: i32, driver: &impl Driver) -> Event {
+        if !self.is(state::FETCHING) {
+            return self.core.stale();
+        }
+        self.expect_nothing();
+        if self.falls_back(result) {
+            self.core.enqueue(self);
+            return Event::Pending;
+        }
+        self.finish();
+        let mut result = Errno::check(result).map(|len| len.min(self.len.get()));
+        match &mut result {
+            Ok(len) => self.len.set(*len),
+            Err(errno) => {
+                if self.is(state::ALONE) && *errno == Errno::NOTSUPP {
+                    *errno = Errno::CANCELED;
+                }
+                self.len.set(errno.raw() as u32);
+                self.mark(state::FAILED);
+            }
+        }
+        self.filled(self.lending(), result);
+        self.unmark(state::FETCHING | state::ALONE);
+        self.settle();
+        driver.noted(self.note.get());
+        Event::Fetched { lease: id, result }
+    }
+
+    fn used(&self, id: UseId, kind: Kind, result: i32, flags: u32, driver: &impl Driver) -> Event {
+        let more = io_uring::cqueue::more(flags);
+        if !more {
+            if !self.end_use(id) {
+                return self.core.stray(flags);
+            }
+            if kind == Kind::UseRanges {
+                self.unmark(state::RANGING);
+            }
+            self.finish();
+            self.settle();
+            driver.consumer(id.token());
+        }
+        if io_uring::cqueue::notif(flags) {
+            driver.returned(id)
+        } else {
+            Event::Used { id, result: Errno::check(result), more }
+        }
+    }
+
+    fn released(&self, id: LeaseId, result: i32) -> Event {
+        if !self.is(state::RELEASING) {
+            return self.core.stale();
+        }
+        self.expect_nothing();
+        self.unmark(state::RELEASING);
+        self.finish();
+        // Cancelled: it never ran, and the buffer is still there. Any other error says that there
+        // is nothing of ours in the slot.
+        let again = Errno::check(result) == Err(Errno::CANCELED);
+        if !again {
+            self.unmark(state::LENT);
+        }
+        self.settle();
+        if again { Event::Pending } else { Event::Released { lease: id } }
+    }
+
+    /// A completion of a chain that did not go as asked.
+    fn chained(
+        &self,
+        name: UseId,
+        kind: Kind,
+        result: i32,
+        flags: u32,
+        driver: &impl Driver,
+    ) -> Event {
+        if !self.is(state::CHAINED) {
+            return self.core.stray(flags);
+        }
+        let id = name.lease();
+        let lending = self.lending();
+        let releases = lending.is_some_and(Lending::chain_releases);
+        self.expect_nothing();
+        let mut progress = self.progress.get();
+        let done = match kind {
+            // Posted only where it is not as asked. A soft link stops here.
+            Kind::ChainFetch => {
+                progress.fetched = Some(result);
+                !releases
+            }
+            Kind::ChainUse => {
+                let (more, notif) = (io_uring::cqueue::more(flags), io_uring::cqueue::notif(flags));
+                if notif && (!progress.unreturned || name.sequence() != attempt(lending)) {
+                    return self.core.stray(flags);
+                }
+                progress.unreturned = more;
+                if !notif {
+                    progress.used = Some(result);
+                }
+                !more && (!releases || progress.released)
+            }
+            _ => {
+                progress.released = true;
+                !progress.unreturned
+            }
+        };
+        self.progress.set(progress);
+        if !done {
+            return Event::Pending;
+        }
+        if progress.fetched.is_some_and(|result| self.falls_back(result)) {
+            self.core.enqueue(self);
+            return Event::Pending;
+        }
+        let fetched = progress.fetched.map_or(Ok(self.len.get()), Errno::check);
+        // What it has left in its slot, if it does not release, is released as that of a lease.
+        self.filled(lending.filter(|_| !releases), fetched);
+        self.unmark(state::CHAINED);
+        self.finish();
+        self.settle();
+        driver.noted(self.note.get());
+        Event::Chained { id, outcome: progress.outcome(self.len.get()) }
+    }
+
+    /// The request was never pushed.
+    #[cold]
+    pub(super) fn retract(&self, user_data: u64, requeue: bool) {
+        let (id, Some(kind)) = (UseId::of(user_data), Kind::of(user_data)) else { return };
+        let cancelled = -Errno::CANCELED.raw();
+        match kind {
+            // A release that was cancelled is sent again anyway.
+            Kind::Release => {
+                self.released(id.lease(), cancelled);
+            }
+            _ if requeue => self.core.enqueue(self),
+            Kind::Fetch => {
+                self.fetched(id.lease(), cancelled, &());
+            }
+            Kind::Use | Kind::UseRanges => {
+                self.used(id, kind, cancelled, 0, &());
+            }
+            Kind::ChainFetch | Kind::ChainUse | Kind::ChainRelease => {}
+        }
+    }
+
+    /// A chain was never pushed.
+    #[cold]
+    pub(super) fn retract_chain(&self, requeue: bool) {
+        self.expect_nothing();
+        if requeue {
+            return self.core.enqueue(self);
+        }
+        self.unmark(state::CHAINED | state::LENT);
+        self.finish();
+        self.settle();
+    }
+
+    /// There was no room for its requests: it is as if they had never been.
+    #[cold]
+    pub(super) fn undo(&self) {
+        self.expect_nothing();
+        self.vacate(self.state.get() & state::LEFT);
+        self.core.taken.set(self.core.taken.get() - 1);
+        self.core.freed.set(self.core.freed.get() - 1);
+    }
+}
+
+/// Distinguishes the names of a chain's requests: first those of a lender, then those of the pool.
+#[inline]
+pub(super) fn attempt(lending: Option<&Lending>) -> u8 {
+    u8::from(lending.is_none())
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a lease does to its slot.
+
+use io_uring::squeue::Entry;
+
+use super::ident::{Kind, LeaseId, UseId, user_data};
+use super::prepared::Prepared;
+use super::slot::{Slot, state};
+use crate::consume::{self, Consumer, MAX_RANGES, Piece, SendFlags};
+use crate::engine::Engine;
+use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::opcode::Target;
+
+impl Slot {
+    /// Has a fetch that is being cancelled not repeated through the pool.
+    pub(super) fn cancel_fallback(&self) {
+        if self.is(state::LENT) && self.is(state::FETCHING) {
+            self.mark(state::ALONE);
+        }
+    }
+
+    /// What the fetch came to; `None` while it runs.
+    #[inline(always)]
+    pub(crate) fn fetch_result(&self) -> Option<Result<u32, Errno>> {
+        if self.is(state::FETCHING | state::FAILED) {
+            return self.fetch_failed();
+        }
+        Some(Ok(self.len.get()))
+    }
+
+    #[cold]
+    fn fetch_failed(&self) -> Option<Result<u32, Errno>> {
+        self.is(state::FAILED).then(|| Err(Errno::new(self.len.get() as i32)))
+    }
+
+    #[inline(always)]
+    pub(crate) fn len(&self) -> u32 {
+        self.len.get()
+    }
+
+    /// Bytes of it, when it is ready.
+    #[inline(always)]
+    pub(crate) fn piece(&self, start: u32, len: u32) -> Piece {
+        if self.is(state::PROVIDED) {
+            return self.provided_piece(start, len);
+        }
+        self.core.piece(self, self.lending(), start, len)
+    }
+
+    #[cold]
+    fn provided_piece(&self, start: u32, len: u32) -> Piece {
+        let provided = self.core.provided.as_ref().expect("it was filled by a provider");
+        provided.piece(self.index, start, len)
+    }
+
+    /// Copies bytes of it, when it is ready and in the program's memory; how many, at least one.
+    /// They are there: the range lies in its lease.
+    pub(crate) fn copy_out(&self, start: u32, into: &mut [u8]) -> usize {
+        let piece = self.piece(start, into.len() as u32);
+        let len = piece.len as usize;
+        debug_assert!(len <= into.len(), "no more than was asked for");
+        // SAFETY: so many bytes of the pool, which lives as long as this does, begin there. No
+        // reference into it is ever made, and no request writes into a slot that is ready.
+        unsafe { (piece.addr as *const u8).copy_to_nonoverlapping(into.as_mut_ptr(), len) };
+        len
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        if self.is(state::PROVIDED) {
+            Engine::Provider
+        } else {
+            self.lending().map_or(Engine::Copy, |lending| lending.lender.engine())
+        }
+    }
+
+    /// Requests that use it.
+    pub(crate) fn uses(&self) -> u32 {
+        self.requests() - u32::from(self.is(state::RELEASING))
+    }
+
+    /// Whether a lease that was released has left it.
+    pub(crate) fn is_over(&self, id: LeaseId) -> bool {
+        self.id() != id || self.is(state::FREE)
+    }
+
+    /// Makes a use of it.
+    #[inline(always)]
+    pub(crate) fn use_bytes(
+        &self,
+        start: u32,
+        len: u32,
+        consumer: Consumer,
+        token: u16,
+    ) -> Result<Entry> {
+        if matches!(consumer, Consumer::SendZc { .. }) {
+            self.core.features.need_send_zc()?;
+        }
+        let piece = self.piece(start, len);
+        let entry = self.consumer_entry(piece, consumer);
+        let entry = self.counted(Kind::Use, entry, token)?;
+        self.expect(entry.get_user_data(), len);
+        Ok(entry)
+    }
+
+    pub(crate) fn use_ranges(
+        &self,
+        ranges: impl ExactSizeIterator<Item = (u32, u32)>,
+        sink: Target,
+        offset: u64,
+    ) -> Result<Entry> {
+        let count = ranges.len();
+        if count == 0 || count > MAX_RANGES {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("a vectored write of {count} ranges: it takes 1 to {MAX_RANGES}"),
+            ));
+        }
+        if self.is(state::RANGING) {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "a lease takes one vectored write at a time: let the other one complete first",
+            ));
+        }
+        let cell = &self.core.ranges[usize::from(self.index)];
+        let mut vector = cell.get();
+        let mut table = 0;
+        for (place, (start, len)) in vector.iter_mut().zip(ranges) {
+            let piece = self.piece(start, len);
+            if piece.len != len || (table != 0 && piece.index != table) {
+                let what = "a vectored write of a provider's memory: each range must lie in one \
+                            piece, and all of them in one region";
+                return Err(Error::new(ErrorKind::InvalidInput, what));
+            }
+            table = piece.index;
+            *place =
+                libc::iovec { iov_base: piece.addr as *mut libc::c_void, iov_len: len as usize };
+        }
+        cell.set(vector);
+        // The array lives as long as the slots do, and the mark keeps it unchanged meanwhile.
+        let entry = if self.core.features.writev_fixed || self.is(state::LENT) {
+            consume::writev(cell.as_ptr().cast(), count, table, sink, offset)
+        } else {
+            consume::writev_by_address(cell.as_ptr().cast(), count, sink, offset)
+        };
+        let request = self.counted(Kind::UseRanges, entry, 0)?;
+        // Its end is not awaited.
+        let (word, bit) = self.sequence_bit(UseId::of(request.get_user_data()).sequence());
+        word.set(word.get() | bit);
+        self.mark(state::RANGING);
+        Ok(request)
+    }
+
+    #[inline(always)]
+    pub(super) fn consumer_entry(&self, piece: Piece, consumer: Consumer) -> Entry {
+        match consumer {
+            Consumer::Write { sink, offset } => piece.write(sink, offset),
+            Consumer::Send { sink, flags } => self.send_entry(piece, sink, flags),
+            Consumer::SendZc { sink, flags } => piece.send_zc(sink, flags),
+        }
+    }
+
+    #[inline]
+    fn send_entry(&self, piece: Piece, sink: Target, flags: SendFlags) -> Entry {
+        // A kernel that lends memory is newer than 7.2 and takes registered buffers here.
+        if self.core.features.fixed_send || self.is(state::LENT) {
+            piece.send(sink, flags)
+        } else {
+            piece.send_by_address(sink, flags)
+        }
+    }
+
+    /// Counts a use and gives it its name.
+    #[inline(always)]
+    fn counted(&self, kind: Kind, entry: Entry, token: u16) -> Result<Entry> {
+        let Some(sequence) = self.take_sequence() else { return Err(too_many_uses()) };
+        self.begin();
+        let user_data = self.user_data(kind)
+            | u64::from(sequence) << user_data::SEQUENCE_SHIFT
+            | u64::from(token) << user_data::TOKEN_SHIFT;
+        Ok(entry.user_data(user_data))
+    }
+
+    /// A request that can be taken back.
+    #[inline(always)]
+    pub(crate) fn prepare(&self, entry: Entry) -> Prepared<'_> {
+        Prepared::new(entry, self, false)
+    }
+
+    /// Takes a consumer back that was not sent.
+    #[cold]
+    pub(crate) fn retract_use(&self, request: UseId) {
+        self.retract(request.user_data(), false);
+    }
+}
+
+#[cold]
+fn too_many_uses() -> Error {
+    let what = "256 requests use the lease, and it can name no more: let one complete first";
+    Error::new(ErrorKind::Busy, what)
+}
