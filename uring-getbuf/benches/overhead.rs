@@ -20,6 +20,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::error::Error;
+use std::fmt::Debug;
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::mem;
@@ -380,6 +381,12 @@ fn builders_chain(depth: u16, leases: u64) -> Outcome {
     chain(depth, leases, read_built, write_built)
 }
 
+/// By value: an event that is looked at where it lies has to lie somewhere.
+#[cold]
+fn unexpected(event: impl Debug) -> Box<dyn Error> {
+    format!("{event:?}").into()
+}
+
 /// Leases by slot.
 struct Table<S: uring_getbuf::lease::State>(Vec<Option<Lease<S>>>);
 
@@ -388,11 +395,13 @@ impl<S: uring_getbuf::lease::State> Table<S> {
         Self((0..depth).map(|_| None).collect())
     }
 
+    #[inline(always)]
     fn put(&mut self, lease: Lease<S>) {
         let slot = lease.id().slot();
         self.0[usize::from(slot)] = Some(lease);
     }
 
+    #[inline(always)]
     fn take(&mut self, slot: u16) -> Result<Lease<S>, &'static str> {
         self.0[usize::from(slot)].take().ok_or("no such lease")
     }
@@ -419,7 +428,7 @@ fn slots_steps(depth: u16, leases: u64) -> Outcome {
             let (name, result) = (completion.user_data(), completion.result());
             let event = slots.complete(name, result, completion.flags());
             let Some(Event::Fetched { lease, .. }) = event else {
-                return Err(format!("{event:?}").into());
+                return Err(unexpected(event));
             };
             let lease = fetched.take(lease.slot())?.installed()?;
             let request = lease.write(.., NULL, 0)?;
@@ -434,7 +443,7 @@ fn slots_steps(depth: u16, leases: u64) -> Outcome {
             let (name, result) = (completion.user_data(), completion.result());
             let event = slots.complete(name, result, completion.flags());
             let Some(Event::Used { id, result: Ok(BLOCK), .. }) = event else {
-                return Err(format!("{event:?}").into());
+                return Err(unexpected(event));
             };
             drop(installed.take(id.lease().slot())?);
         }
@@ -463,7 +472,7 @@ fn slots_chain(depth: u16, leases: u64) -> Outcome {
             let (name, result) = (completion.user_data(), completion.result());
             let event = slots.complete(name, result, completion.flags());
             let Some(Event::Chained { outcome: ChainOutcome::Done(BLOCK), .. }) = event else {
-                return Err(format!("{event:?}").into());
+                return Err(unexpected(event));
             };
         }
     }
@@ -489,7 +498,7 @@ fn ring_steps(depth: u16, leases: u64) -> Outcome {
         ring.wait(usize::from(depth))?;
         while let Some(event) = ring.next_event() {
             let Event::Fetched { lease, .. } = event else {
-                return Err(format!("{event:?}").into());
+                return Err(unexpected(event));
             };
             let lease = fetched.take(lease.slot())?.installed()?;
             ring.write(&lease, .., &null, 0)?;
@@ -498,7 +507,7 @@ fn ring_steps(depth: u16, leases: u64) -> Outcome {
         ring.wait(usize::from(depth))?;
         while let Some(event) = ring.next_event() {
             let Event::Used { id, result: Ok(BLOCK), .. } = event else {
-                return Err(format!("{event:?}").into());
+                return Err(unexpected(event));
             };
             drop(installed.take(id.lease().slot())?);
         }
@@ -526,7 +535,7 @@ fn ring_chain(depth: u16, leases: u64) -> Outcome {
         ring.wait(usize::from(depth))?;
         while let Some(event) = ring.next_event() {
             let Event::Chained { outcome: ChainOutcome::Done(BLOCK), .. } = event else {
-                return Err(format!("{event:?}").into());
+                return Err(unexpected(event));
             };
         }
     }
@@ -593,7 +602,7 @@ fn alone_steps(slots: &Slots, depth: u16, leases: u64) -> Outcome {
         for name in sent.drain(..) {
             let event = slots.complete(name, BLOCK as i32, 0);
             let Some(Event::Fetched { lease, .. }) = event else {
-                return Err(format!("{event:?}").into());
+                return Err(unexpected(event));
             };
             installed.put(fetched.take(lease.slot())?.installed()?);
         }
@@ -603,7 +612,7 @@ fn alone_steps(slots: &Slots, depth: u16, leases: u64) -> Outcome {
         for name in sent.drain(..) {
             let event = slots.complete(name, BLOCK as i32, 0);
             let Some(Event::Used { id, .. }) = event else {
-                return Err(format!("{event:?}").into());
+                return Err(unexpected(event));
             };
             drop(installed.take(id.lease().slot())?);
         }
@@ -616,7 +625,7 @@ fn alone_steps(slots: &Slots, depth: u16, leases: u64) -> Outcome {
         for name in sent.drain(..) {
             let event = slots.complete(name, 0, 0);
             let Some(Event::Released { .. }) = event else {
-                return Err(format!("{event:?}").into());
+                return Err(unexpected(event));
             };
         }
     }
@@ -639,7 +648,7 @@ fn alone_chain(slots: &Slots, depth: u16, leases: u64) -> Outcome {
         for name in sent.drain(..) {
             let event = slots.complete(name, result, 0);
             let Some(Event::Chained { outcome: ChainOutcome::Done(BLOCK), .. }) = event else {
-                return Err(format!("{event:?}").into());
+                return Err(unexpected(event));
             };
         }
     }

@@ -3,10 +3,9 @@
 
 use std::ops::{BitOr, BitOrAssign};
 
-use io_uring::opcode::{Send, SendZc, WriteFixed, Writev, WritevFixed};
-use io_uring::squeue::Entry;
+use io_uring::opcode::{Send, SendZc, Writev, WritevFixed};
 
-use crate::opcode::{Target, send_fixed};
+use crate::opcode::{Sqe, Target, send_fixed, write_fixed};
 
 /// The file offset that means "the current position", or "no position" for a stream.
 pub const STREAM: u64 = u64::MAX;
@@ -92,38 +91,35 @@ macro_rules! on {
         match $target {
             Target::Fd(raw) => {
                 let $fd = ::io_uring::types::Fd(raw);
-                $build
+                Sqe::from($build)
             }
             Target::Fixed(index) => {
                 let $fd = ::io_uring::types::Fixed(index);
-                $build
+                Sqe::from($build)
             }
         }
     };
 }
-pub(crate) use on;
 
 impl Piece {
     #[inline(always)]
-    pub(crate) fn write(self, sink: Target, offset: u64) -> Entry {
-        on!(sink, |fd| WriteFixed::new(fd, self.addr as *const u8, self.len, self.index)
-            .offset(offset)
-            .build())
+    pub(crate) fn write(self, sink: Target, offset: u64) -> Sqe {
+        write_fixed(sink, self.addr, self.len, self.index, offset)
     }
 
     /// From the registered buffer (Linux 7.2).
     #[inline]
-    pub(crate) fn send(self, sink: Target, flags: SendFlags) -> Entry {
+    pub(crate) fn send(self, sink: Target, flags: SendFlags) -> Sqe {
         send_fixed(sink, self.addr, self.len, self.index, flags.bits())
     }
 
     /// From the address: for pool memory, on kernels whose plain send takes no registered buffer.
-    pub(crate) fn send_by_address(self, sink: Target, flags: SendFlags) -> Entry {
+    pub(crate) fn send_by_address(self, sink: Target, flags: SendFlags) -> Sqe {
         on!(sink, |fd| Send::new(fd, self.addr as *const u8, self.len).flags(flags.bits()).build())
     }
 
     #[inline]
-    pub(crate) fn send_zc(self, sink: Target, flags: SendFlags) -> Entry {
+    pub(crate) fn send_zc(self, sink: Target, flags: SendFlags) -> Sqe {
         on!(sink, |fd| SendZc::new(fd, self.addr as *const u8, self.len)
             .buf_index(Some(self.index))
             .flags(flags.bits())
@@ -138,7 +134,7 @@ pub(crate) fn writev(
     index: u16,
     sink: Target,
     offset: u64,
-) -> Entry {
+) -> Sqe {
     on!(sink, |fd| WritevFixed::new(fd, ranges, count as u32, index).offset(offset).build())
 }
 
@@ -148,6 +144,6 @@ pub(crate) fn writev_by_address(
     count: usize,
     sink: Target,
     offset: u64,
-) -> Entry {
+) -> Sqe {
     on!(sink, |fd| Writev::new(fd, ranges, count as u32).offset(offset).build())
 }

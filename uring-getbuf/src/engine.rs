@@ -4,10 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use io_uring::squeue::Entry;
-
 use crate::error::{Error, ErrorKind};
-use crate::opcode::{self, GetBuf, PutBuf, Target};
+use crate::opcode::{self, GetBuf, PutBuf, Sqe, Target};
 
 /// How a buffer gets into a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -161,7 +159,7 @@ impl Lender {
 
     /// `index` is the slot's index in the ring's table; `replace`: the slot may hold a lent buffer,
     /// and this one takes its place.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn fetch(
         self,
         source: Target,
@@ -169,11 +167,11 @@ impl Lender {
         len: u32,
         index: u16,
         replace: bool,
-    ) -> Entry {
+    ) -> Sqe {
         match self {
             Self::Opcode { get_buf, .. } => {
                 let get = GetBuf::new(get_buf, source, len, index).offset(offset);
-                if replace { get.replace().build() } else { get.build() }
+                if replace { get.replace().sqe() } else { get.sqe() }
             }
             // See `Source`: a registered file is the device bound to it, a descriptor the file.
             Self::Module { device } => match source {
@@ -188,11 +186,11 @@ impl Lender {
 
     /// The request that empties a slot. `None`: there is none, and the slot is emptied by an
     /// update of the table (`IORING_REGISTER_BUFFERS_UPDATE`).
-    #[inline]
-    pub(crate) fn release(self, index: u16) -> Option<Entry> {
+    #[inline(always)]
+    pub(crate) fn release(self, index: u16) -> Option<Sqe> {
         match self {
             Self::Opcode { put_buf, .. } => {
-                put_buf.map(|put_buf| PutBuf::new(put_buf, index).build())
+                put_buf.map(|put_buf| PutBuf::new(put_buf, index).sqe())
             }
             Self::Module { device } => Some(opcode::module_release(device, index)),
         }

@@ -69,7 +69,7 @@ use static_assertions::{assert_eq_size, assert_not_impl_any};
 use crate::consume::{self, Consumer, SendFlags};
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::opcode::Target;
+use crate::opcode::{Sqe, Target};
 use crate::slots::{Core, LeaseId, Prepared, Slot, UseId};
 
 mod sealed {
@@ -95,8 +95,8 @@ mod sealed {
 
     impl Claim {
         #[inline(always)]
-        pub(super) fn new(slot: &Rc<Slot>) -> Self {
-            Self(Rc::clone(slot))
+        pub(super) fn new(slot: Rc<Slot>) -> Self {
+            Self(slot)
         }
 
         #[inline(always)]
@@ -243,7 +243,7 @@ impl<S: State> Lease<S> {
 
 impl Lease<Fetched> {
     #[inline(always)]
-    pub(crate) fn new(slot: &Rc<Slot>) -> Self {
+    pub(crate) fn new(slot: Rc<Slot>) -> Self {
         Self { place: Claim::new(slot), state: PhantomData }
     }
 
@@ -274,7 +274,7 @@ impl Lease<Fetched> {
 
 impl Lease<Installed> {
     /// One that a provider has filled.
-    pub(crate) fn provided(slot: &Rc<Slot>) -> Self {
+    pub(crate) fn provided(slot: Rc<Slot>) -> Self {
         Self { place: Claim::new(slot), state: PhantomData }
     }
 
@@ -370,7 +370,7 @@ impl Lease<Installed> {
         range: Range<u32>,
         consumer: Consumer,
         token: u16,
-    ) -> Result<Entry> {
+    ) -> Result<Sqe> {
         let len = range.end - range.start;
         self.place.slot().use_bytes(range.start, len, consumer, token)
     }
@@ -448,7 +448,7 @@ impl Lease<Installed> {
 
     /// A write of bytes of it that does not count as a use.
     pub(crate) fn look_entry(&self, start: u32, len: u32, to: RawFd) -> Entry {
-        self.place.slot().piece(start, len).write(Target::Fd(to), consume::STREAM)
+        self.place.slot().piece(start, len).write(Target::Fd(to), consume::STREAM).entry()
     }
 
     /// Lets the slot be emptied, also while requests use the lease: what they use stays until the

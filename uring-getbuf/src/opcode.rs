@@ -54,48 +54,118 @@ impl From<types::Fixed> for Target {
     }
 }
 
-/// `struct io_uring_sqe` of `linux/io_uring.h`, 64 bytes, with the names that most requests use.
+/// `struct io_uring_sqe` of `linux/io_uring.h`, 64 bytes, as the words that hold its fields: whole
+/// words stay in registers on their way to the queue, where fields of mixed sizes, and the unions
+/// that are in an [`Entry`], are copied through memory.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Sqe {
-    opcode: u8,
-    flags: u8,
-    ioprio: u16,
-    fd: i32,
-    off: u64,
-    addr: u64,
-    len: u32,
-    op_flags: u32,
-    user_data: u64,
-    buf_index: u16,
-    personality: u16,
-    file_index: u32,
+#[derive(Clone, Copy)]
+pub(crate) struct Sqe {
+    /// Opcode, flags, `ioprio`, file.
+    head: u64,
+    pub(crate) off: u64,
+    pub(crate) addr: u64,
+    /// `len`, and the flags of the operation.
+    len: u64,
+    pub(crate) user_data: u64,
+    /// `buf_index`, personality, `file_index`.
+    buffer: u64,
     cmd: [u64; 2],
 }
 
 assert_eq_size!(Sqe, Entry, [u8; 64]);
 assert_eq_align!(Sqe, Entry, u64);
-const_assert!(mem::offset_of!(Sqe, buf_index) == 40);
+const_assert!(mem::offset_of!(Sqe, buffer) == 40);
 const_assert!(mem::offset_of!(Sqe, cmd) == 48);
 
+/// The word in which these two lie one behind the other in memory.
+#[inline(always)]
+const fn word(first: [u8; 4], second: [u8; 4]) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (first, second);
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
 impl Sqe {
-    #[inline]
-    fn on(opcode: u8, target: Target) -> Self {
+    /// `ioprio` holds flags of some operations.
+    #[inline(always)]
+    fn new(opcode: u8, ioprio: u16, target: Target) -> Self {
         let (fd, flags) = match target {
-            Target::Fd(fd) => (fd, Flags::empty()),
-            Target::Fixed(index) => (index as i32, Flags::FIXED_FILE),
+            Target::Fd(fd) => (fd, 0),
+            Target::Fixed(index) => (index as i32, Flags::FIXED_FILE.bits()),
         };
-        Self { opcode, flags: flags.bits(), fd, ..Self::default() }
+        let [low, high] = ioprio.to_ne_bytes();
+        Self {
+            head: word([opcode, flags, low, high], fd.to_ne_bytes()),
+            off: 0,
+            addr: 0,
+            len: 0,
+            user_data: 0,
+            buffer: 0,
+            cmd: [0; 2],
+        }
     }
 
-    /// The one place where a request that the `io-uring` crate does not know becomes its `Entry`.
-    #[inline]
-    fn into_entry(self) -> Entry {
+    #[inline(always)]
+    fn on(opcode: u8, target: Target) -> Self {
+        Self::new(opcode, 0, target)
+    }
+
+    /// `len`, with the flags of the operation.
+    #[inline(always)]
+    fn len(mut self, len: u32, flags: u32) -> Self {
+        self.len = word(len.to_ne_bytes(), flags.to_ne_bytes());
+        self
+    }
+
+    #[inline(always)]
+    fn buffer(mut self, index: u16) -> Self {
+        let [low, high] = index.to_ne_bytes();
+        self.buffer = word([low, high, 0, 0], [0; 4]);
+        self
+    }
+
+    /// Adds flags.
+    #[inline(always)]
+    pub(crate) fn flags(mut self, flags: Flags) -> Self {
+        self.head |= word([0, flags.bits(), 0, 0], [0; 4]);
+        self
+    }
+
+    #[inline(always)]
+    pub(crate) fn user_data(mut self, user_data: u64) -> Self {
+        self.user_data = user_data;
+        self
+    }
+
+    /// The one place where a request becomes its `Entry`.
+    #[inline(always)]
+    pub(crate) fn entry(self) -> Entry {
         // SAFETY: `Entry` is `repr(C)` around the kernel's `struct io_uring_sqe`. Size and
         // alignment are asserted above, and every bit pattern is a valid SQE: it is plain data
         // that only the kernel interprets.
         unsafe { mem::transmute::<Sqe, Entry>(self) }
     }
+}
+
+impl From<Entry> for Sqe {
+    #[inline]
+    fn from(entry: Entry) -> Self {
+        // SAFETY: the reverse of `Sqe::entry`, and every bit pattern is eight words.
+        unsafe { mem::transmute::<Entry, Sqe>(entry) }
+    }
+}
+
+/// `IORING_OP_READ_FIXED`.
+#[inline(always)]
+pub(crate) fn read_fixed(source: Target, addr: u64, len: u32, buf_index: u16, offset: u64) -> Sqe {
+    let sqe = Sqe::on(io_uring::opcode::ReadFixed::CODE, source).len(len, 0).buffer(buf_index);
+    Sqe { addr, off: offset, ..sqe }
+}
+
+/// `IORING_OP_WRITE_FIXED`.
+#[inline(always)]
+pub(crate) fn write_fixed(sink: Target, addr: u64, len: u32, buf_index: u16, offset: u64) -> Sqe {
+    let sqe = Sqe::on(io_uring::opcode::WriteFixed::CODE, sink).len(len, 0).buffer(buf_index);
+    Sqe { addr, off: offset, ..sqe }
 }
 
 /// `IORING_OP_GET_BUF`: fetch a buffer from a file and install it in a slot.
@@ -139,14 +209,13 @@ impl GetBuf {
     #[inline]
     #[must_use]
     pub fn build(self) -> Entry {
-        Sqe {
-            off: self.offset,
-            len: self.len,
-            op_flags: self.flags,
-            buf_index: self.slot,
-            ..Sqe::on(self.opcode, self.source)
-        }
-        .into_entry()
+        self.sqe().entry()
+    }
+
+    #[inline(always)]
+    pub(crate) fn sqe(self) -> Sqe {
+        let sqe = Sqe::on(self.opcode, self.source).len(self.len, self.flags).buffer(self.slot);
+        Sqe { off: self.offset, ..sqe }
     }
 }
 
@@ -169,34 +238,29 @@ impl PutBuf {
     #[inline]
     #[must_use]
     pub fn build(self) -> Entry {
-        Sqe { buf_index: self.slot, ..Sqe::on(self.opcode, Target::Fd(-1)) }.into_entry()
+        self.sqe().entry()
+    }
+
+    #[inline(always)]
+    pub(crate) fn sqe(self) -> Sqe {
+        Sqe::on(self.opcode, Target::Fd(-1)).buffer(self.slot)
     }
 }
 
 /// `IORING_OP_SEND` from a registered buffer (`IORING_RECVSEND_FIXED_BUF`, Linux 7.2), which the
 /// `io-uring` crate's `Send` cannot say.
 #[inline]
-pub(crate) fn send_fixed(sink: Target, addr: u64, len: u32, buf_index: u16, flags: i32) -> Entry {
-    Sqe {
-        addr,
-        len,
-        buf_index,
-        ioprio: IORING_RECVSEND_FIXED_BUF,
-        op_flags: flags as u32,
-        ..Sqe::on(IORING_OP_SEND, sink)
-    }
-    .into_entry()
+pub(crate) fn send_fixed(sink: Target, addr: u64, len: u32, buf_index: u16, flags: i32) -> Sqe {
+    let sqe = Sqe::new(IORING_OP_SEND, IORING_RECVSEND_FIXED_BUF, sink);
+    Sqe { addr, ..sqe.len(len, flags as u32).buffer(buf_index) }
 }
 
 /// A command of `/dev/getbuf`. The payloads are 16 bytes of plain data, so every one of them is
 /// two words.
 #[inline]
-fn command(device: Target, cmd_op: u32, addr: u64, len: u32, cmd: [u64; 2]) -> Entry {
-    command_sqe(device, cmd_op, addr, len, cmd).into_entry()
-}
-
-fn command_sqe(device: Target, cmd_op: u32, addr: u64, len: u32, cmd: [u64; 2]) -> Sqe {
-    Sqe { off: u64::from(cmd_op), addr, len, cmd, ..Sqe::on(IORING_OP_URING_CMD, device) }
+fn command(device: Target, cmd_op: u32, addr: u64, len: u32, cmd: [u64; 2]) -> Sqe {
+    let off = word(cmd_op.to_ne_bytes(), [0; 4]);
+    Sqe { off, addr, cmd, ..Sqe::on(IORING_OP_URING_CMD, device).len(len, 0) }
 }
 
 /// The second half of the first word of every payload: slot, flags, version.
@@ -217,14 +281,14 @@ pub(crate) fn module_fetch(
     len: u32,
     slot: u16,
     replace: bool,
-) -> Entry {
+) -> Sqe {
     let flags = if replace { sys::GETBUF_FETCH_REPLACE as u8 } else { 0 };
     command(device, sys::GETBUF_CMD_FETCH, 0, len, [header(source as u32, slot, flags), offset])
 }
 
 /// `GETBUF_CMD_RELEASE`.
 #[inline]
-pub(crate) fn module_release(device: Target, slot: u16) -> Entry {
+pub(crate) fn module_release(device: Target, slot: u16) -> Sqe {
     command(device, sys::GETBUF_CMD_RELEASE, 0, 0, [header(0, slot, 0), 0])
 }
 
@@ -232,19 +296,19 @@ pub(crate) fn module_release(device: Target, slot: u16) -> Entry {
 pub(crate) fn module_copy_out(device: Target, slot: u16, offset: u32, to: u64, len: u32) -> Entry {
     let cmd = [header(0, slot, 0), u64::from(offset)];
     // The core holds the buffer while it is copied from, and so has to know of it.
-    let sqe = command_sqe(device, sys::GETBUF_CMD_COPY_OUT, to, len, cmd);
-    Sqe { buf_index: slot, op_flags: IORING_URING_CMD_FIXED, ..sqe }.into_entry()
+    let sqe = command(device, sys::GETBUF_CMD_COPY_OUT, to, len, cmd);
+    sqe.len(len, IORING_URING_CMD_FIXED).buffer(slot).entry()
 }
 
 /// `GETBUF_CMD_BIND`.
 pub(crate) fn module_bind(device: Target, source: RawFd) -> Entry {
-    command(device, sys::GETBUF_CMD_BIND, 0, 0, [header(source as u32, 0, 0), 0])
+    command(device, sys::GETBUF_CMD_BIND, 0, 0, [header(source as u32, 0, 0), 0]).entry()
 }
 
 /// `GETBUF_CMD_QUERY`. `answer` must stay valid until the request has completed.
 pub(crate) fn module_query(device: Target, answer: *mut sys::getbuf_query) -> Entry {
     let len = size_of::<sys::getbuf_query>() as u32;
-    command(device, sys::GETBUF_CMD_QUERY, answer as u64, len, [header(0, 0, 0), 0])
+    command(device, sys::GETBUF_CMD_QUERY, answer as u64, len, [header(0, 0, 0), 0]).entry()
 }
 
 #[cfg(test)]
@@ -252,7 +316,7 @@ mod tests {
     use super::*;
 
     fn bytes(entry: Entry) -> [u8; 64] {
-        // SAFETY: the reverse of `Sqe::into_entry`, on plain data of the same size.
+        // SAFETY: the reverse of `Sqe::entry`, on plain data of the same size.
         unsafe { mem::transmute::<Entry, [u8; 64]>(entry) }
     }
 
@@ -289,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_command_carries_the_payload_of_the_header() {
-        let sqe = bytes(module_fetch(Target::Fd(5), 6, 77, 4096, 8, false));
+        let sqe = bytes(module_fetch(Target::Fd(5), 6, 77, 4096, 8, false).entry());
         let want = sys::getbuf_cmd_fetch { fd: 6, slot: 8, flags: 0, version: 1, off: 77 };
         // SAFETY: plain data of 16 bytes without padding.
         let want = unsafe { mem::transmute::<sys::getbuf_cmd_fetch, [u8; 16]>(want) };

@@ -346,7 +346,7 @@ fn result_of(ring: &mut IoUring, entry: &Entry) -> Option<i32> {
 /// Whether a plain send takes a registered buffer. Descriptor -1 is looked up after the request is
 /// checked: an old kernel refuses the flag, a new one the descriptor. Nothing is sent.
 fn has_fixed_send(ring: &mut IoUring) -> bool {
-    let entry = opcode::send_fixed(Target::Fd(-1), 0, 0, 0, 0);
+    let entry = opcode::send_fixed(Target::Fd(-1), 0, 0, 0, 0).entry();
     result_of(ring, &entry) == Some(-libc::EBADF)
 }
 

@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::slice;
 use std::time::{Duration, Instant};
 
 use io_uring::squeue::{Entry, Flags, SubmissionQueue};
@@ -17,7 +16,7 @@ use crate::consume::{Consumer, SendFlags};
 use crate::engine::Source;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::lease::{Fetched, Installed, Lease, State};
-use crate::opcode::{Target, module_bind};
+use crate::opcode::{Sqe, Target, module_bind};
 use crate::slots::{Driver, Event, LeaseId, Outgoing, UseId, driver_request, driver_user_data};
 
 /// Requests of the driver itself.
@@ -97,8 +96,8 @@ impl Ring {
         let place = sink.place_in(&self.files)?;
         loop {
             let entry = lease.consume_entry(range.clone(), consumer, place)?;
-            let id = UseId::of(entry.get_user_data());
-            if try_push(&mut self.uring.submission(), slice::from_ref(&entry)) {
+            let id = UseId::of(entry.user_data);
+            if try_push(&mut self.uring.submission(), &[entry.entry()]) {
                 self.files.begin(place);
                 return Ok(id);
             }
@@ -153,7 +152,7 @@ impl Ring {
         let note = Names::fetch(file.place_in(&self.files)?).note();
         loop {
             let mut queue = self.uring.submission();
-            let push = |entries: &[Entry]| try_push(&mut queue, entries);
+            let push = |request: Sqe| try_push(&mut queue, &[request.entry()]);
             if let Some(lease) = self.slots.start_fetch((source, offset, len), note, push)? {
                 return Ok(lease);
             }
@@ -188,8 +187,8 @@ impl Ring {
             };
             let linked = if index + 1 < count { Flags::IO_LINK } else { Flags::empty() };
             let entry = lease.consume_entry(lease.range(range)?, consumer, place)?.flags(linked);
-            let id = UseId::of(entry.get_user_data());
-            push(&mut queue, slice::from_ref(&entry));
+            let id = UseId::of(entry.user_data);
+            push(&mut queue, &[entry.entry()]);
             self.files.begin(place);
             queued(id);
         }

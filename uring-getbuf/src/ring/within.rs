@@ -114,7 +114,7 @@ impl Within<'_> {
         let note = Names::fetch(place).note();
         let (lease, entry) = ring.slots.fetch_entry(source.source(), offset, len, note)?;
         ring.limit_fetch(lease.id(), limit);
-        ring.push_limited(entry, limit);
+        ring.push_limited(entry.entry(), limit);
         Ok(lease)
     }
 
@@ -175,8 +175,8 @@ impl Within<'_> {
         let place = sink.place_in(&ring.files)?;
         ring.make_room(2)?;
         let entry = lease.consume_entry(lease.range(range)?, consumer, place)?;
-        let id = UseId::of(entry.get_user_data());
-        ring.push_limited(entry, limit);
+        let id = UseId::of(entry.user_data);
+        ring.push_limited(entry.entry(), limit);
         ring.files.begin(place);
         Ok(id)
     }

@@ -21,7 +21,9 @@ impl Slot {
         if self.awaited.get() == user_data && self.awaited_result.get() == result && flags == 0 {
             return Some(self.as_asked(UseId::of(user_data), result as u32, driver));
         }
-        self.otherwise(user_data, result, flags, driver)
+        let mut event = None;
+        self.otherwise(user_data, result, flags, driver, &mut event);
+        event
     }
 
     /// What was [awaited](Slot::awaited) has gone as asked.
@@ -71,6 +73,8 @@ impl Slot {
     }
 
     /// A completion that was not awaited, or not so.
+    // What is returned through memory stays in memory, also where this was not called. A copy does
+    // not: those that go as asked stay in registers.
     #[inline(never)]
     fn otherwise(
         &self,
@@ -78,12 +82,14 @@ impl Slot {
         result: i32,
         flags: u32,
         driver: &impl Driver,
-    ) -> Option<Event> {
+        event: &mut Option<Event>,
+    ) {
         if !self.is_named_by(user_data) {
-            return self.core.unknown(user_data, result, flags, driver);
+            *event = self.core.unknown(user_data, result, flags, driver);
+            return;
         }
         let name = UseId::of(user_data);
-        Some(match name.kind() {
+        *event = Some(match name.kind() {
             Some(Kind::Fetch) => self.fetched(name.lease(), result, driver),
             Some(kind @ (Kind::Use | Kind::UseRanges)) => {
                 self.used(name, kind, result, flags, driver)
@@ -93,7 +99,7 @@ impl Slot {
                 self.chained(name, kind, result, flags, driver)
             }
             None => self.core.stale(),
-        })
+        });
     }
 
     /// Whether the pool is to serve what the lender has just refused.

@@ -45,7 +45,7 @@ use crate::chain::Chain;
 use crate::engine::{Engine, Lender, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Fetched, Installed, Lease, State};
-use crate::opcode::Target;
+use crate::opcode::{Sqe, Target};
 use crate::pool::Pool;
 use crate::probe::{Features, Support};
 use crate::provider::{Answer, Provider, Region};
@@ -188,8 +188,8 @@ impl Slots {
         offset: u64,
         len: u32,
     ) -> Result<(Lease<Fetched>, Prepared<'_>)> {
-        let (slot, entry) = self.table.fetch(source.into(), offset, len, 0)?;
-        Ok((Lease::new(slot), slot.prepare(entry)))
+        let (held, slot, request) = self.table.fetch(source.into(), offset, len, 0)?;
+        Ok((Lease::new(held), slot.prepare(request)))
     }
 
     /// As [`fetch`](Self::fetch), and pushes the request. `push` says whether there was room for it;
@@ -199,7 +199,7 @@ impl Slots {
         &self,
         fetch: (Source, u64, u32),
         note: u32,
-        push: impl FnOnce(&[Entry]) -> bool,
+        push: impl FnOnce(Sqe) -> bool,
     ) -> Result<Option<Lease<Fetched>>> {
         let slot = self.table.start_fetch(fetch, note, push)?;
         Ok(slot.map(Lease::new))
@@ -214,9 +214,9 @@ impl Slots {
         offset: u64,
         len: u32,
         note: u32,
-    ) -> Result<(Lease<Fetched>, Entry)> {
-        let (slot, entry) = self.table.fetch(source, offset, len, note)?;
-        Ok((Lease::new(slot), entry))
+    ) -> Result<(Lease<Fetched>, Sqe)> {
+        let (held, _, request) = self.table.fetch(source, offset, len, note)?;
+        Ok((Lease::new(held), request))
     }
 
     /// Reserves a slot and prepares a whole [`Chain`]: fetch, consume and release as linked

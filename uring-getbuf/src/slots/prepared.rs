@@ -10,13 +10,14 @@ use super::event::Event;
 use super::ident::{UseId, user_data};
 use super::slot::Slot;
 use super::table::{Core, ReadyChain};
+use crate::opcode::Sqe;
 
 /// A request of the slots that has not been pushed yet.
 ///
 /// Dropping it takes the request back: its slot is as if the request had been cancelled.
 #[must_use = "a prepared request does nothing until it is pushed; dropping it takes it back"]
 pub struct Prepared<'a> {
-    entry: Entry,
+    sqe: Sqe,
     slot: &'a Slot,
     /// Taken back, it is still to be sent.
     requeue: bool,
@@ -24,37 +25,40 @@ pub struct Prepared<'a> {
 
 impl<'a> Prepared<'a> {
     #[inline(always)]
-    pub(super) fn new(entry: Entry, slot: &'a Slot, requeue: bool) -> Self {
-        Self { entry, slot, requeue }
+    pub(super) fn new(sqe: Sqe, slot: &'a Slot, requeue: bool) -> Self {
+        Self { sqe, slot, requeue }
     }
 
     /// Attaches 16 bits of the caller's to the request; [`UseId::token`] gives them back.
+    #[inline]
     pub fn token(mut self, token: u16) -> Self {
-        let before = self.entry.get_user_data();
+        let before = self.sqe.user_data;
         let after = before & !user_data::TOKEN | u64::from(token) << user_data::TOKEN_SHIFT;
-        self.entry.set_user_data(after);
+        self.sqe.user_data = after;
         self.slot.rename(before, after);
         self
     }
 
     /// Adds flags, for example to link the request to the next one.
+    #[inline]
     pub fn flags(mut self, flags: Flags) -> Self {
-        self.entry = self.entry.clone().flags(flags);
+        self.sqe = self.sqe.flags(flags);
         self
     }
 
     /// Names the request.
+    #[inline]
     #[must_use]
     pub fn id(&self) -> UseId {
-        UseId::of(self.entry.get_user_data())
+        UseId::of(self.sqe.user_data)
     }
 
     /// The raw request, for a caller that has another way to push it. It counts as pushed: if it
     /// never is, its slot is not free again before the slots are gone.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn into_entry(self) -> Entry {
-        let entry = self.entry.clone();
+        let entry = self.sqe.entry();
         mem::forget(self);
         entry
     }
@@ -71,11 +75,11 @@ impl<'a> Prepared<'a> {
     /// # Errors
     ///
     /// The request itself, if the queue is full.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn push(self, queue: &mut SubmissionQueue<'_>) -> Result<UseId, Self> {
         // SAFETY: what the request names is valid until it completes: the pool and the ranges
         // belong to the slots, the rest is this function's contract.
-        match unsafe { queue.push(&self.entry) } {
+        match unsafe { queue.push(&self.sqe.entry()) } {
             Ok(()) => {
                 let id = self.id();
                 mem::forget(self);
@@ -89,13 +93,13 @@ impl<'a> Prepared<'a> {
 impl Drop for Prepared<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.slot.retract(self.entry.get_user_data(), self.requeue);
+        self.slot.retract(self.sqe.user_data, self.requeue);
     }
 }
 
 impl fmt::Debug for Prepared<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Prepared").field(&self.entry).finish()
+        f.debug_tuple("Prepared").field(&self.sqe.entry()).finish()
     }
 }
 
@@ -168,7 +172,7 @@ impl Iterator for Entries<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<Entry> {
-        let entry = self.chain.chain.request(self.next)?;
+        let entry = self.chain.chain.request(self.next)?.entry();
         self.next += 1;
         Some(entry)
     }

@@ -6,7 +6,6 @@ use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
 
-use io_uring::opcode::ReadFixed;
 use io_uring::squeue::{Entry, Flags};
 
 use super::complete::attempt;
@@ -16,10 +15,10 @@ use super::prepared::{Clear, Outgoing, Prepared, PreparedChain};
 use super::provided::{Provided, Resolved};
 use super::slot::{Slot, state};
 use crate::chain::Chain;
-use crate::consume::{Consumer, MAX_RANGES, Piece, on};
+use crate::consume::{Consumer, MAX_RANGES, Piece};
 use crate::engine::{Engine, Lender, Source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::opcode::Target;
+use crate::opcode::{Sqe, Target, read_fixed};
 use crate::pool::Pool;
 use crate::probe::Features;
 
@@ -101,7 +100,7 @@ impl Deref for Table {
 
 impl Lending {
     #[inline(always)]
-    fn fetch(&self, slot: &Slot, source: Source, offset: u64, len: u32) -> Entry {
+    fn fetch(&self, slot: &Slot, source: Source, offset: u64, len: u32) -> Sqe {
         let lent = source.lent_by(self.lender).unwrap_or(source.file());
         self.lender.fetch(lent, offset, len, self.first + slot.index, slot.is(state::LEFT))
     }
@@ -219,9 +218,8 @@ impl Core {
     }
 
     #[inline(always)]
-    fn read_entry(&self, slot: &Slot, source: Target, offset: u64, len: u32) -> Entry {
-        let (block, table) = (slot.block as *mut u8, self.pool_index);
-        on!(source, |fd| ReadFixed::new(fd, block, len, table).offset(offset).build())
+    fn read_entry(&self, slot: &Slot, source: Target, offset: u64, len: u32) -> Sqe {
+        read_fixed(source, slot.block, len, self.pool_index, offset)
     }
 
     /// Bytes `start..start + len` of a slot, as the engine that serves it names them.
@@ -303,7 +301,7 @@ impl Table {
         &self.core
     }
 
-    /// Reserves a slot and makes the request that fills it.
+    /// Reserves a slot, which is held from here on, and makes the request that fills it.
     #[inline(always)]
     pub(super) fn fetch(
         &self,
@@ -311,14 +309,14 @@ impl Table {
         offset: u64,
         len: u32,
         note: u32,
-    ) -> Result<(&Rc<Slot>, Entry)> {
-        let slot = self.reserve(len)?;
+    ) -> Result<(Rc<Slot>, &Slot, Sqe)> {
+        let (held, slot) = self.hold(len)?;
         slot.note.set(note);
         let lending = self.serve(slot, source, state::HELD | state::FETCHING | state::REQUEST);
         if lending.is_some() {
             slot.source.set((source, offset));
         }
-        Ok((slot, self.fetch_entry(slot, lending, (source, offset, len))))
+        Ok((held, slot, self.fetch_entry(slot, lending, (source, offset, len))))
     }
 
     /// The same, and pushes the request. `None`: `push` had no room for it.
@@ -327,21 +325,11 @@ impl Table {
         &self,
         (source, offset, len): (Source, u64, u32),
         note: u32,
-        push: impl FnOnce(&[Entry]) -> bool,
-    ) -> Result<Option<&Rc<Slot>>> {
-        let slot = self.reserve(len)?;
-        slot.note.set(note);
-        let fetch = (source, offset, len);
-        let pushed = match self.serve(slot, source, state::HELD | state::FETCHING | state::REQUEST)
-        {
-            None => push(&[self.fetch_entry(slot, None, fetch)]),
-            lending => {
-                slot.source.set((source, offset));
-                push(&[self.fetch_entry(slot, lending, fetch)])
-            }
-        };
-        if pushed {
-            return Ok(Some(slot));
+        push: impl FnOnce(Sqe) -> bool,
+    ) -> Result<Option<Rc<Slot>>> {
+        let (held, slot, request) = self.fetch(source, offset, len, note)?;
+        if push(request) {
+            return Ok(Some(held));
         }
         slot.undo();
         Ok(None)
@@ -398,17 +386,34 @@ impl Table {
         &self.slots[usize::from(index)]
     }
 
-    /// Takes a free slot for so many bytes.
+    /// A free slot for so many bytes.
     #[inline(always)]
-    fn reserve(&self, len: u32) -> Result<&Rc<Slot>> {
+    fn next_free(&self, len: u32) -> Result<&Rc<Slot>> {
         let index = self.free.get();
         // The end of the list is no slot.
         let Some(slot) = self.slots.get(usize::from(index)) else { return Err(self.refusal(len)) };
         if len.wrapping_sub(1) >= self.max_fetch {
             return Err(self.refusal(len));
         }
+        Ok(slot)
+    }
+
+    /// Takes it.
+    #[inline(always)]
+    fn reserve(&self, len: u32) -> Result<&Slot> {
+        let slot = self.next_free(len)?;
         self.take(slot, len);
         Ok(slot)
+    }
+
+    /// The same for a lease.
+    // Cloned before anything is written: then it need not be looked up again.
+    #[inline(always)]
+    fn hold(&self, len: u32) -> Result<(Rc<Slot>, &Slot)> {
+        let slot = self.next_free(len)?;
+        let held = Rc::clone(slot);
+        self.take(slot, len);
+        Ok((held, slot))
     }
 
     /// Takes a slot, which is the first free one.
@@ -495,13 +500,26 @@ impl Table {
         slot: &Slot,
         lending: Option<&Lending>,
         (source, offset, len): (Source, u64, u32),
-    ) -> Entry {
+    ) -> Sqe {
         let user_data = slot.user_data(Kind::Fetch);
         slot.expect(user_data, len);
         match lending {
             Some(lending) => lending.fetch(slot, source, offset, len).user_data(user_data),
             None => self.read_entry(slot, source.file(), offset, len).user_data(user_data),
         }
+    }
+
+    /// A completion that names no slot at all. As [`Slot::otherwise`].
+    #[cold]
+    fn foreign(
+        &self,
+        user_data: u64,
+        result: i32,
+        flags: u32,
+        driver: &impl Driver,
+        event: &mut Option<Event>,
+    ) {
+        *event = self.unknown(user_data, result, flags, driver);
     }
 
     /// Says what a completion meant, and tells what it ends. `None`: it is not ours.
@@ -515,7 +533,11 @@ impl Table {
     ) -> Option<Event> {
         match self.slots.get(usize::from(UseId::of(user_data).lease().slot())) {
             Some(slot) => slot.told(user_data, result, flags, driver),
-            None => self.unknown(user_data, result, flags, driver),
+            None => {
+                let mut event = None;
+                self.foreign(user_data, result, flags, driver, &mut event);
+                event
+            }
         }
     }
 }
@@ -540,19 +562,23 @@ impl ReadyChain<'_> {
     #[inline(always)]
     pub(super) fn requests<T>(&self, take: impl FnOnce(&[Entry]) -> T) -> T {
         match self.lending {
-            None => take(&[self.fetch(None), self.consume(None)]),
+            None => take(&[self.fetch(None).entry(), self.consume(None).entry()]),
             Some(lending) => match self.release(lending) {
-                None => take(&[self.fetch(Some(lending)), self.consume(Some(lending))]),
-                Some(release) => {
-                    take(&[self.fetch(Some(lending)), self.consume(Some(lending)), release])
+                None => {
+                    take(&[self.fetch(Some(lending)).entry(), self.consume(Some(lending)).entry()])
                 }
+                Some(release) => take(&[
+                    self.fetch(Some(lending)).entry(),
+                    self.consume(Some(lending)).entry(),
+                    release.entry(),
+                ]),
             },
         }
     }
 
     /// One of them, by its place.
     #[inline(always)]
-    pub(super) fn request(&self, place: usize) -> Option<Entry> {
+    pub(super) fn request(&self, place: usize) -> Option<Sqe> {
         match place {
             0 => Some(self.fetch(self.lending)),
             1 => Some(self.consume(self.lending)),
@@ -575,7 +601,7 @@ impl ReadyChain<'_> {
     /// or comes back short must not be followed by a consumer of what an earlier lease left in the
     /// block or in the slot.
     #[inline(always)]
-    fn fetch(&self, lending: Option<&Lending>) -> Entry {
+    fn fetch(&self, lending: Option<&Lending>) -> Sqe {
         let Chain { source, offset, len, .. } = self.chain;
         let (fetch, link) = match lending {
             Some(lending) => {
@@ -591,7 +617,7 @@ impl ReadyChain<'_> {
 
     /// The consumer. The last request is the one that completes if all goes as asked.
     #[inline(always)]
-    fn consume(&self, lending: Option<&Lending>) -> Entry {
+    fn consume(&self, lending: Option<&Lending>) -> Sqe {
         let Self { core, slot, chain: Chain { len, consumer, .. }, .. } = *self;
         let piece = core.piece(slot, lending, 0, len);
         let user_data = self.user_data(Kind::ChainUse, lending);
@@ -610,7 +636,7 @@ impl ReadyChain<'_> {
 
     /// `None`: the chain does not end with the release.
     #[inline(always)]
-    fn release(&self, lending: &Lending) -> Option<Entry> {
+    fn release(&self, lending: &Lending) -> Option<Sqe> {
         if lending.replace {
             return None;
         }
@@ -624,7 +650,7 @@ impl ReadyChain<'_> {
 /// Memory of providers.
 impl Table {
     /// Gives a buffer that is ready to a slot, which is so at once.
-    pub(super) fn fill_provided(&self, resolved: Resolved) -> Result<&Rc<Slot>> {
+    pub(super) fn fill_provided(&self, resolved: Resolved) -> Result<Rc<Slot>> {
         let provided = self.provided()?;
         let Some(slot) = self.slots.get(usize::from(self.free.get())) else {
             provided.refuse(resolved);
@@ -633,7 +659,7 @@ impl Table {
         self.take(slot, resolved.len());
         slot.state.set(state::HELD | state::PROVIDED | slot.state.get() & state::LEFT);
         provided.put(slot.index, resolved);
-        Ok(slot)
+        Ok(Rc::clone(slot))
     }
 }
 

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a lease does to its slot.
 
-use io_uring::squeue::Entry;
-
 use super::ident::{Kind, LeaseId, UseId, user_data};
 use super::prepared::Prepared;
 use super::slot::{Slot, state};
 use crate::consume::{self, Consumer, MAX_RANGES, Piece, SendFlags};
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::opcode::Target;
+use crate::opcode::{Sqe, Target};
 
 impl Slot {
     /// Has a fetch that is being cancelled not repeated through the pool.
@@ -91,14 +89,14 @@ impl Slot {
         len: u32,
         consumer: Consumer,
         token: u16,
-    ) -> Result<Entry> {
+    ) -> Result<Sqe> {
         if matches!(consumer, Consumer::SendZc { .. }) {
             self.core.features.need_send_zc()?;
         }
         let piece = self.piece(start, len);
         let entry = self.consumer_entry(piece, consumer);
         let entry = self.counted(Kind::Use, entry, token)?;
-        self.expect(entry.get_user_data(), len);
+        self.expect(entry.user_data, len);
         Ok(entry)
     }
 
@@ -107,7 +105,7 @@ impl Slot {
         ranges: impl ExactSizeIterator<Item = (u32, u32)>,
         sink: Target,
         offset: u64,
-    ) -> Result<Entry> {
+    ) -> Result<Sqe> {
         let count = ranges.len();
         if count == 0 || count > MAX_RANGES {
             return Err(Error::new(
@@ -144,14 +142,14 @@ impl Slot {
         };
         let request = self.counted(Kind::UseRanges, entry, 0)?;
         // Its end is not awaited.
-        let (word, bit) = self.sequence_bit(UseId::of(request.get_user_data()).sequence());
+        let (word, bit) = self.sequence_bit(UseId::of(request.user_data).sequence());
         word.set(word.get() | bit);
         self.mark(state::RANGING);
         Ok(request)
     }
 
     #[inline(always)]
-    pub(super) fn consumer_entry(&self, piece: Piece, consumer: Consumer) -> Entry {
+    pub(super) fn consumer_entry(&self, piece: Piece, consumer: Consumer) -> Sqe {
         match consumer {
             Consumer::Write { sink, offset } => piece.write(sink, offset),
             Consumer::Send { sink, flags } => self.send_entry(piece, sink, flags),
@@ -160,7 +158,7 @@ impl Slot {
     }
 
     #[inline]
-    fn send_entry(&self, piece: Piece, sink: Target, flags: SendFlags) -> Entry {
+    fn send_entry(&self, piece: Piece, sink: Target, flags: SendFlags) -> Sqe {
         // A kernel that lends memory is newer than 7.2 and takes registered buffers here.
         if self.core.features.fixed_send || self.is(state::LENT) {
             piece.send(sink, flags)
@@ -171,7 +169,7 @@ impl Slot {
 
     /// Counts a use and gives it its name.
     #[inline(always)]
-    fn counted(&self, kind: Kind, entry: Entry, token: u16) -> Result<Entry> {
+    fn counted(&self, kind: Kind, entry: Sqe, token: u16) -> Result<Sqe> {
         let Some(sequence) = self.take_sequence() else { return Err(too_many_uses()) };
         self.begin();
         let user_data = self.user_data(kind)
@@ -182,7 +180,7 @@ impl Slot {
 
     /// A request that can be taken back.
     #[inline(always)]
-    pub(crate) fn prepare(&self, entry: Entry) -> Prepared<'_> {
+    pub(crate) fn prepare(&self, entry: Sqe) -> Prepared<'_> {
         Prepared::new(entry, self, false)
     }
 
