@@ -81,6 +81,21 @@ extern "C" {
 #define IORING_GET_BUF_REPLACE	(1U << 0)
 
 /*
+ * GET_BUF, rw_flags: hand the buffer to the next request of the link, which
+ * uses it in the place of the slot that it names; its offsets are those of
+ * the buffer. It is released when that request is done, however it ends, and
+ * no PUT_BUF is needed. The slot buf_index is only for a buffer that nobody
+ * takes: it has to be free, and is filled if the fetch is short and so breaks
+ * the link (IOSQE_IO_LINK; with IOSQE_IO_HARDLINK the next request gets what
+ * there is). An error breaks the link, hard or not. -EINVAL: there is no next
+ * request, it is a timeout, or it selects a buffer (IOSQE_BUFFER_SELECT); or
+ * together with IORING_GET_BUF_REPLACE. Not in the RFC. A kernel that knows
+ * it answers a GET_BUF with this flag on an eventfd with -GETBUF_ENOTSUPP,
+ * one that does not with -EINVAL.
+ */
+#define IORING_GET_BUF_LINKED	(1U << 1)
+
+/*
  * What GET_BUF answers for a file that has no ->iou_get_buf. It is the
  * kernel's internal ENOTSUPP, which strerror(3) does not know, and is not
  * EOPNOTSUPP (95).

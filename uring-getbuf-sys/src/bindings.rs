@@ -5,6 +5,7 @@ pub const IORING_OP_GET_BUF_RFC: u32 = 49;
 pub const IORING_OP_GET_BUF_7_3: u32 = 65;
 pub const IORING_OP_PUT_BUF_7_3: u32 = 66;
 pub const IORING_GET_BUF_REPLACE: u32 = 1;
+pub const IORING_GET_BUF_LINKED: u32 = 2;
 pub const GETBUF_ENOTSUPP: u32 = 524;
 pub const IOU_GET_BUF_F_NOWAIT: u32 = 1;
 pub const GETBUF_ABI_VERSION: u32 = 1;

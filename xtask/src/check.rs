@@ -43,3 +43,24 @@ pub(crate) fn licences() -> Result<()> {
     }
     Ok(())
 }
+
+/// The header that the kernel gets is the one that programs get.
+pub(crate) fn header_of_the_patches() -> Result<()> {
+    const IN_THE_KERNEL: &str = "+++ b/include/uapi/linux/io_uring/getbuf.h";
+    let ours = fs::read_to_string(root().join("include/getbuf_uapi.h"))?;
+    for entry in fs::read_dir(root().join("kernel/patches/7.3"))? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|end| end != "patch") {
+            continue;
+        }
+        let patch = fs::read_to_string(&path)?;
+        let Some((_, after)) = patch.split_once(IN_THE_KERNEL) else { continue };
+        let lines = after.lines().skip(1).take_while(|line| !line.starts_with("diff "));
+        let added: Vec<_> = lines.filter_map(|line| line.strip_prefix('+')).collect();
+        if !added.iter().copied().eq(ours.lines()) {
+            bail!("{} adds another header than include/getbuf_uapi.h is", path.display());
+        }
+        return Ok(());
+    }
+    bail!("no patch adds include/uapi/linux/io_uring/getbuf.h")
+}

@@ -20,6 +20,7 @@ pub(crate) fn run_all() -> Result<Totals> {
     });
     totals.check("generated files", || check::codegen(true));
     totals.check("licences", check::licences);
+    totals.check("the patches' header", check::header_of_the_patches);
     totals.add(test::all()?);
     match bench::obstacle() {
         Some(reason) => totals.skip("instructions per request", reason),

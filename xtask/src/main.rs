@@ -28,7 +28,7 @@ cargo xtask COMMAND
 
   setup             install what is missing (Debian, as root), or name it
   codegen [--check] write the generated files, or check that they are current
-  check             licence lines of all source files
+  check             licence lines of all source files, and that the patches have our header
   test [--host|--guests]
                     every test, on this kernel and in the test kernels; or one of the two
   sanitize          tests under Miri, AddressSanitizer and ThreadSanitizer; needs a nightly Rust
@@ -75,7 +75,10 @@ fn run(mut args: Vec<OsString>) -> Result<ExitCode> {
         }
         ["codegen"] => check::codegen(false)?,
         ["codegen", "--check"] => check::codegen(true)?,
-        ["check"] => check::licences()?,
+        ["check"] => {
+            check::licences()?;
+            check::header_of_the_patches()?;
+        }
         ["test"] => return Ok(verdict(&test::all()?)),
         ["test", "--host"] => return Ok(verdict(&test::host()?)),
         ["test", "--guests"] => return Ok(verdict(&test::guests()?)),

@@ -397,8 +397,8 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "patches-pages-kept",
         what: "the pages of a lease that is over are not given back",
         file: "kernel/patches/7.3/0007-mm-filemap-add-generic_iou_get_buf.patch",
-        from: "+\t\tif (likely(!is_zero_page(page)))\n+\t\t\tput_page(page);",
-        to: "+\t\tif (unlikely(is_zero_page(page)))\n+\t\t\tput_page(page);",
+        from: "+\t\tif (likely(!is_zero_folio(folio)))\n+\t\t\tfolio_put(folio);",
+        to: "+\t\tif (unlikely(is_zero_folio(folio)))\n+\t\t\tfolio_put(folio);",
         test: patches("opcode::lent::pages_come_back"),
     },
     Fault {
@@ -412,9 +412,9 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "patches-short-fetch",
         what: "a short fetch does not break a link",
-        file: "kernel/patches/7.3/0004-io_uring-add-IORING_OP_GET_BUF-and-IORING_OP_PUT_BUF.patch",
-        from: "+\tif (ret < 0 || ret != gb->len)",
-        to: "+\tif (ret < 0)",
+        file: "kernel/patches/7.3/0012-io_uring-let-GET_BUF-hand-its-buffer-to-the-next-req.patch",
+        from: "+\tif (ret != gb->len || ret < 0) {",
+        to: "+\tif (ret < 0) {",
         test: patches("opcode::lent::a_short_fetch_breaks_a_soft_link"),
     },
     Fault {
@@ -424,5 +424,21 @@ pub(super) const FAULTS: &[Fault] = &[
         from: "+\tlen = min_t(u64, len, isize - pos);",
         to: "+\tlen = min_t(u64, len, isize - pos - 1);",
         test: patches("opcode::lent::nothing_past_the_end_of_the_file"),
+    },
+    Fault {
+        name: "patches-linked-hard",
+        what: "a hard link goes on to a consumer that was handed nothing",
+        file: "kernel/patches/7.3/0012-io_uring-let-GET_BUF-hand-its-buffer-to-the-next-req.patch",
+        from: "+\t\tgb->hard = true;\n+\t\treq->flags &= ~REQ_F_HARDLINK;",
+        to: "+\t\tgb->hard = true;\n+\t\treq->flags &= ~0ULL;",
+        test: patches("opcode::lent::linked::an_error_breaks_the_link"),
+    },
+    Fault {
+        name: "patches-linked-short",
+        what: "a short fetch that breaks its link is lost",
+        file: "kernel/patches/7.3/0012-io_uring-let-GET_BUF-hand-its-buffer-to-the-next-req.patch",
+        from: "+\tif (heir && (likely(ret == gb->len) || gb->hard))",
+        to: "+\tif (heir && (likely(ret == gb->len) || true))",
+        test: patches("opcode::lent::linked::a_short_fetch_stays_in_the_slot"),
     },
 ];
