@@ -44,6 +44,7 @@ fn machine(support: &Support) -> String {
             "send_zc": features.send_zc,
             "writev_fixed": features.writev_fixed,
             "fixed_send": features.fixed_send,
+            "linked_fetch": features.linked_fetch,
         },
         "limits": {
             "memlock_bytes": support.memlock_limit(),
@@ -57,11 +58,12 @@ fn human(support: &Support) -> String {
     let mut text = format!("{support}\n\n");
     let features = support.features();
     for (name, has, since) in [
-        ("SEND_ZC", features.send_zc, "6.0"),
-        ("WRITEV_FIXED", features.writev_fixed, "6.15"),
-        ("SEND, fixed buffer", features.fixed_send, "7.2"),
+        ("SEND_ZC", features.send_zc, "Linux 6.0"),
+        ("WRITEV_FIXED", features.writev_fixed, "Linux 6.15"),
+        ("SEND, fixed buffer", features.fixed_send, "Linux 7.2"),
+        ("GET_BUF, linked", features.linked_fetch, "kernel/patches"),
     ] {
-        let has = if has { "yes".into() } else { format!("no (Linux {since})") };
+        let has = if has { "yes".into() } else { format!("no ({since})") };
         text += &format!("{name:20}{has}\n");
     }
     let memlock = match support.memlock_limit() {

@@ -114,18 +114,44 @@ static void consume(int slot)
 	request(IORING_OP_WRITE_FIXED, SINK, slot, IOSQE_FIXED_FILE | HIDDEN)->len = size;
 }
 
+static void get(int slot, unsigned int flags)
+{
+	struct io_uring_sqe *sqe;
+
+	sqe = request(IORING_OP_GET_BUF_7_3, SOURCE, slot, IOSQE_FIXED_FILE | HIDDEN);
+	sqe->off = next();
+	sqe->len = size;
+	sqe->rw_flags = flags;
+}
+
 static void by_opcode(int depth)
 {
 	for (int i = 0; i < depth; i++) {
-		struct io_uring_sqe *sqe;
-
-		sqe = request(IORING_OP_GET_BUF_7_3, SOURCE, i, IOSQE_FIXED_FILE | HIDDEN);
-		sqe->off = next();
-		sqe->len = size;
+		get(i, 0);
 		consume(i);
 		request(IORING_OP_PUT_BUF_7_3, -1, i, 0);
 	}
 	finish(depth);
+}
+
+/* No request releases. */
+static void without_release(int depth, unsigned int flags)
+{
+	for (int i = 0; i < depth; i++) {
+		get(i, flags);
+		request(IORING_OP_WRITE_FIXED, SINK, i, IOSQE_FIXED_FILE)->len = size;
+	}
+	finish(depth);
+}
+
+static void by_linked(int depth)
+{
+	without_release(depth, IORING_GET_BUF_LINKED);
+}
+
+static void by_replacing(int depth)
+{
+	without_release(depth, IORING_GET_BUF_REPLACE);
 }
 
 static void *command(int file, unsigned int op, unsigned int flags, struct io_uring_sqe **to)
@@ -165,7 +191,7 @@ static int works(void (*way)(int))
 	struct io_uring_cqe *cqe;
 	int result = -1;
 
-	if (way == by_opcode) {
+	if (way == by_opcode || way == by_linked || way == by_replacing) {
 		struct io_uring_sqe *sqe;
 
 		sqe = request(IORING_OP_GET_BUF_7_3, SOURCE, 0, IOSQE_FIXED_FILE);
@@ -221,6 +247,9 @@ int main(int argc, char **argv)
 		{ "OP_SPLICE", by_op_splice },
 		{ "opcode chain", by_opcode },
 		{ "module chain", by_module },
+		{ "opcode, linked", by_linked },
+		/* the last one: it leaves its slots full */
+		{ "opcode, replacing", by_replacing },
 	};
 	static const int depths[] = { 1, 8, MOST };
 	int result, total = argc > 1 ? atoi(argv[1]) : 4096;
@@ -249,7 +278,7 @@ int main(int argc, char **argv)
 	for (unsigned int d = 0; d < 3; d++)
 		printf("%8s%2d", "QD ", depths[d]);
 	puts("");
-	for (unsigned int w = 0; w < 4; w++) {
+	for (unsigned int w = 0; w < 6; w++) {
 		printf("%-23s", ways[w].name);
 		if (!works(ways[w].way)) {
 			puts("not here");

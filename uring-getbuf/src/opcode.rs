@@ -205,6 +205,16 @@ impl GetBuf {
         self
     }
 
+    /// Hand the buffer to the next request of the link instead of to the slot. It is released when
+    /// that request is done, and no [`PutBuf`] is needed; the slot has to be free, and takes the
+    /// buffer only if the fetch is short and that breaks the link.
+    /// Not in the RFC, where it is `-EINVAL`;
+    /// [`Support::hands_over`](crate::probe::Support::hands_over) tells.
+    pub const fn linked(mut self) -> Self {
+        self.flags |= sys::IORING_GET_BUF_LINKED;
+        self
+    }
+
     /// The request.
     #[inline]
     #[must_use]
@@ -339,6 +349,19 @@ mod tests {
         want[32..40].copy_from_slice(&9_u64.to_ne_bytes());
         want[40..42].copy_from_slice(&0x0102_u16.to_ne_bytes());
         assert_eq!(sqe, want);
+    }
+
+    #[test]
+    fn each_flag_of_get_buf_is_a_bit_of_rw_flags() {
+        let get = || GetBuf::new(65, types::Fd(7), 1, 0);
+        for (linked, flag) in [
+            (get().linked().build(), sys::IORING_GET_BUF_LINKED),
+            (get().replace().build(), sys::IORING_GET_BUF_REPLACE),
+        ] {
+            let mut want = bytes(get().build());
+            want[28..32].copy_from_slice(&flag.to_ne_bytes());
+            assert_eq!(bytes(linked), want);
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Release {
     }
 }
 
-/// Requests that consume a lease and that not every kernel has.
+/// What not every kernel has, around a lease.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Features {
@@ -74,6 +74,9 @@ pub struct Features {
     /// Plain `SEND` from a registered buffer (Linux 7.2). Without it the copy engine sends from
     /// the pool's address.
     pub fixed_send: bool,
+    /// A fetch that hands its buffer to the next request of the link (`IORING_GET_BUF_LINKED`, this
+    /// project's patches). Without it a chain ends with a release of its slot.
+    pub linked_fetch: bool,
 }
 
 impl Features {
@@ -157,9 +160,13 @@ impl Support {
             send_zc: probe.is_supported(ops::SendZc::CODE),
             writev_fixed: probe.is_supported(ops::WritevFixed::CODE),
             fixed_send: has_fixed_send(&mut ring),
+            linked_fetch: false,
         };
         support.opcode =
             find_get_buf(&mut ring, &source, release, support.claimed_ops, &support.kernel);
+        support.features.linked_fetch = support
+            .get_buf_opcode()
+            .is_some_and(|get_buf| is_get_buf(&mut ring, &source, get_buf, GetBuf::linked));
         support.module = find_module(&mut ring, release, &support.kernel);
         support
     }
@@ -173,7 +180,12 @@ impl Support {
             module: Err(none()),
             copy: Err(none()),
             claimed_ops: 0,
-            features: Features { send_zc: true, writev_fixed: true, fixed_send: true },
+            features: Features {
+                send_zc: true,
+                writev_fixed: true,
+                fixed_send: true,
+                linked_fetch: true,
+            },
             memlock: None,
             starved: None,
         }
@@ -350,6 +362,18 @@ fn has_fixed_send(ring: &mut IoUring) -> bool {
     result_of(ring, &entry) == Some(-libc::EBADF)
 }
 
+/// Whether a request with this number, on a file that never lends its memory, is answered as
+/// `GET_BUF` is; with what `with` adds to it.
+fn is_get_buf(
+    ring: &mut IoUring,
+    source: &OwnedFd,
+    number: u8,
+    with: impl FnOnce(GetBuf) -> GetBuf,
+) -> bool {
+    let entry = with(GetBuf::new(number, Fd(source.as_raw_fd()), 1, 0)).build();
+    result_of(ring, &entry).map(Errno::check) == Some(Err(Errno::NOTSUPP))
+}
+
 fn find_get_buf(
     ring: &mut IoUring,
     source: &OwnedFd,
@@ -357,10 +381,7 @@ fn find_get_buf(
     claimed: u8,
     kernel: &str,
 ) -> Result<(u8, Option<u8>), String> {
-    let answers = |ring: &mut IoUring, number: u8| {
-        let entry = GetBuf::new(number, Fd(source.as_raw_fd()), 1, 0).build();
-        result_of(ring, &entry).map(Errno::check) == Some(Err(Errno::NOTSUPP))
-    };
+    let answers = |ring: &mut IoUring, number| is_get_buf(ring, source, number, |get| get);
     let extra = release
         .mainline_last()
         .filter(|last| (1..=MOST_EXTRA).contains(&claimed.saturating_sub(*last)));

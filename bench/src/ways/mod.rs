@@ -33,6 +33,17 @@ pub(crate) enum Form {
     Chain,
 }
 
+/// How memory that a raw `GET_BUF` has fetched is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By `PUT_BUF`.
+    Put,
+    /// By the next fetch into its slot.
+    Replaced,
+    /// It was handed to its consumer, and goes with that.
+    Linked,
+}
+
 /// What takes the bytes on a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
@@ -65,10 +76,8 @@ pub(crate) enum Kind {
         form: Form,
         by: Use,
     },
-    /// Requests by hand: `GET_BUF`, `WRITE_FIXED`, and `PUT_BUF` unless the next one replaces.
-    RawGetBuf {
-        replace: bool,
-    },
+    /// Requests by hand: `GET_BUF`, `WRITE_FIXED`, and what gives the memory back.
+    RawGetBuf(End),
     OpSplice,
     Call(Call),
     /// `copy_out` from a lease.
@@ -95,8 +104,11 @@ impl fmt::Display for Kind {
                 Use::Send => "raw READ_FIXED+SEND",
                 Use::SendZc => "raw READ_FIXED+SEND_ZC",
             }),
-            Self::RawGetBuf { replace: false } => f.write_str("raw GET_BUF, chain"),
-            Self::RawGetBuf { replace: true } => f.write_str("raw GET_BUF, replace"),
+            Self::RawGetBuf(end) => f.write_str(match end {
+                End::Put => "raw GET_BUF, PUT_BUF",
+                End::Replaced => "raw GET_BUF, replace",
+                End::Linked => "raw GET_BUF, linked",
+            }),
             Self::OpSplice => f.write_str("OP_SPLICE"),
             Self::Call(call) => f.write_str(match call {
                 Call::Sendfile => "sendfile(2)",
@@ -143,7 +155,7 @@ impl Kind {
             kinds.push(Self::Raw { form, by: Use::SendZc });
         }
         if chains && by == Use::Write {
-            kinds.extend([false, true].map(|replace| Self::RawGetBuf { replace }));
+            kinds.extend([End::Put, End::Replaced, End::Linked].map(Self::RawGetBuf));
         }
         if case.axis != Axis::Sinks {
             kinds.push(Self::OpSplice);
@@ -161,7 +173,7 @@ impl Kind {
     pub(crate) fn engine(self) -> Option<Engine> {
         match self {
             Self::Lease { engine, .. } | Self::Relay(engine) | Self::Look(engine) => Some(engine),
-            Self::RawGetBuf { .. } => Some(Engine::Opcode),
+            Self::RawGetBuf(_) => Some(Engine::Opcode),
             Self::Raw { .. } => Some(Engine::Copy),
             Self::OpSplice | Self::Call(_) | Self::Read => None,
         }
@@ -176,7 +188,7 @@ impl Kind {
             }
             Self::Relay(engine) => Box::new(relayed::Relayed::new(ground, engine)?),
             Self::Raw { form, by } => Box::new(raw::Raw::new(ground, form, by)?),
-            Self::RawGetBuf { replace } => Box::new(raw::Raw::get_buf(ground, support, replace)?),
+            Self::RawGetBuf(end) => Box::new(raw::Raw::get_buf(ground, support, end)?),
             Self::OpSplice => Box::new(op_splice::OpSplice::new(ground)?),
             Self::Call(call) => Box::new(calls::Calls::new(ground, call)?),
             Self::Look(engine) => Box::new(looks::Looks::new(ground, engine)?),

@@ -5,7 +5,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use io_uring::opcode::{ReadFixed, Send, SendZc, WriteFixed};
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::Fixed;
@@ -13,7 +13,7 @@ use io_uring::{IoUring, cqueue};
 use uring_getbuf::opcode::{GetBuf, PutBuf};
 use uring_getbuf::{Pool, Support};
 
-use super::{Form, Use, Way, bare_ring, half};
+use super::{End, Form, Use, Way, bare_ring, half};
 use crate::cases::{Sink, Source};
 use crate::ground::{Ground, Lane};
 
@@ -23,8 +23,8 @@ const SOURCE: Fixed = Fixed(0);
 #[derive(Clone, Copy, Debug)]
 struct Lent {
     get_buf: u8,
-    /// `None`: the next fetch replaces.
-    put_buf: Option<u8>,
+    put_buf: u8,
+    end: End,
 }
 
 #[derive(Debug)]
@@ -56,10 +56,13 @@ impl Raw {
         Self::build(ground, form, by, None)
     }
 
-    pub(super) fn get_buf(ground: Arc<Ground>, support: &Support, replace: bool) -> Result<Self> {
+    pub(super) fn get_buf(ground: Arc<Ground>, support: &Support, end: End) -> Result<Self> {
         let get_buf = support.get_buf_opcode().context("this kernel has no GET_BUF")?;
         let put_buf = support.put_buf_opcode().context("this kernel has no PUT_BUF")?;
-        let lent = Lent { get_buf, put_buf: (!replace).then_some(put_buf) };
+        if end == End::Linked && !support.features().linked_fetch {
+            bail!("this kernel's GET_BUF does not hand its buffer over");
+        }
+        let lent = Lent { get_buf, put_buf, end };
         Self::build(ground, Form::Chain, Use::Write, Some(lent))
     }
 
@@ -127,16 +130,20 @@ impl Raw {
         let (block, slot, name) = (self.ground.point.block, index as u16, index as u64);
         let quiet = Flags::IO_HARDLINK | Flags::SKIP_SUCCESS;
         let get = GetBuf::new(lent.get_buf, SOURCE, block, slot).offset(offset);
-        let get = if lent.put_buf.is_some() { get } else { get.replace() };
+        let get = match lent.end {
+            End::Put => get,
+            End::Replaced => get.replace(),
+            End::Linked => get.linked(),
+        };
         let get = get.build().flags(quiet).user_data(name);
         let sink = Fixed(1 + self.flows[index].lane.sink as u32);
         let to = if self.ground.case.sink == Sink::File { offset } else { u64::MAX };
         let write = WriteFixed::new(sink, std::ptr::null(), block, slot).offset(to).build();
         self.flows[index].left = 1;
-        match lent.put_buf {
-            None => self.push(&[get, write.user_data(name)]),
-            Some(put_buf) => {
-                let put = PutBuf::new(put_buf, slot).build().user_data(name);
+        match lent.end {
+            End::Replaced | End::Linked => self.push(&[get, write.user_data(name)]),
+            End::Put => {
+                let put = PutBuf::new(lent.put_buf, slot).build().user_data(name);
                 self.push(&[get, write.flags(quiet).user_data(name), put])
             }
         }
@@ -171,7 +178,7 @@ impl Raw {
         if !cqueue::notif(completion.flags()) {
             let want = match (self.form, self.lent) {
                 // The release's.
-                (_, Some(Lent { put_buf: Some(_), .. })) => 0,
+                (_, Some(Lent { end: End::Put, .. })) => 0,
                 (Form::Chain, _) => block,
                 (Form::Steps, _) => flow.held,
             };

@@ -5,6 +5,7 @@
 //! one of them is ignored, and the reason is printed. `GETBUF_TEST_ENGINE=opcode` (`module`) insists.
 
 mod attacks;
+mod linked;
 mod raw;
 
 use std::fs::{self, File, OpenOptions};
@@ -98,6 +99,14 @@ const OPCODE: &[(&str, Test)] = &[
     ("fields_that_must_be_zero", fields_that_must_be_zero),
     ("replace_on_fetch", replace_on_fetch),
     ("emptied_by_an_update_of_the_table", emptied_by_an_update_of_the_table),
+    ("linked::it_goes_to_the_next_request", linked::it_goes_to_the_next_request),
+    ("linked::every_consumer_takes_it", linked::every_consumer_takes_it),
+    ("linked::a_short_fetch_stays_in_the_slot", linked::a_short_fetch_stays_in_the_slot),
+    ("linked::an_error_breaks_the_link", linked::an_error_breaks_the_link),
+    ("linked::nobody_to_hand_it_to", linked::nobody_to_hand_it_to),
+    ("linked::by_workers", linked::by_workers),
+    ("linked::both_sides_wait", linked::both_sides_wait),
+    ("linked::it_ends_with_its_consumer", linked::it_ends_with_its_consumer),
 ];
 
 /// A file in the current folder, with bytes that tell where they are.
