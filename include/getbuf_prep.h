@@ -52,7 +52,8 @@ static inline void getbuf_prep_clear(struct io_uring_sqe *sqe, __u8 opcode,
 /*
  * Fetch len bytes at offset of fd into a slot of the ring's table. opcode: the
  * number that this kernel gives to GET_BUF, never a constant; see
- * getbuf_uapi.h. flags: IORING_GET_BUF_REPLACE or 0.
+ * getbuf_uapi.h. flags: 0, IORING_GET_BUF_REPLACE, or IORING_GET_BUF_LINKED in
+ * a link: the next request gets the buffer, and the slot stays empty.
  */
 static inline void io_uring_prep_get_buf(struct io_uring_sqe *sqe, __u8 opcode,
 					 int fd, __u64 offset, __u32 len,

@@ -10,8 +10,10 @@
 //! | the sink failed | [`UseFailed`](ChainOutcome::UseFailed) | nothing |
 //!
 //! In each case the slot is empty and free when the outcome is there (on a kernel that has no request
-//! which releases, and with [`replace`](crate::slots::Builder::replace): free). A chain cannot be taken
-//! apart: what it did not move is asked for again, by a chain of the right length or step by step.
+//! which releases, and with [`replace`](crate::slots::Builder::replace): free). With the project's
+//! patches the fetch hands its buffer to the consumer, past the slot, and a chain is two requests; where
+//! a kernel lends otherwise, a third one empties the slot. A chain cannot be taken apart: what it did not
+//! move is asked for again, by a chain of the right length or step by step.
 //! So a chain is for sources with offsets: what a short fetch took out of a pipe or a socket is lost.
 
 use crate::consume::{Consumer, SendFlags};

@@ -131,6 +131,28 @@ impl<T: Into<Target>> From<T> for Source {
     }
 }
 
+/// Where a buffer that was fetched goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Into its slot, which is free.
+    Free,
+    /// Into its slot, in the place of the lent buffer that is there.
+    Taken,
+    /// To the next request of the link; into its slot if the link breaks.
+    Next,
+}
+
+/// What becomes of the buffer of a chain that goes as asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The fetch hands it to the consumer, with which it goes. The slot stays empty.
+    HandedOver,
+    /// A third request empties the slot.
+    Released,
+    /// It stays in the slot.
+    Left,
+}
+
 /// A kernel that lends its own memory, and how to ask it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Lender {
@@ -157,21 +179,19 @@ impl Lender {
         matches!(self, Self::Opcode { .. })
     }
 
-    /// `index` is the slot's index in the ring's table; `replace`: the slot may hold a lent buffer,
-    /// and this one takes its place.
+    /// `index` is the slot's index in the ring's table.
     #[inline(always)]
-    pub(crate) fn fetch(
-        self,
-        source: Target,
-        offset: u64,
-        len: u32,
-        index: u16,
-        replace: bool,
-    ) -> Sqe {
+    pub(crate) fn fetch(self, source: Target, offset: u64, len: u32, index: u16, to: Place) -> Sqe {
+        let replace = to == Place::Taken;
         match self {
             Self::Opcode { get_buf, .. } => {
                 let get = GetBuf::new(get_buf, source, len, index).offset(offset);
-                if replace { get.replace().sqe() } else { get.sqe() }
+                match to {
+                    Place::Free => get,
+                    Place::Taken => get.replace(),
+                    Place::Next => get.linked(),
+                }
+                .sqe()
             }
             // See `Source`: a registered file is the device bound to it, a descriptor the file.
             Self::Module { device } => match source {
@@ -199,5 +219,10 @@ impl Lender {
     /// Whether there is a request that releases.
     pub(crate) const fn can_release(self) -> bool {
         !matches!(self, Self::Opcode { put_buf: None, .. })
+    }
+
+    /// Whether a fetch can hand its buffer to the next request of the link, on a kernel that knows.
+    pub(crate) const fn hands_over(self) -> bool {
+        matches!(self, Self::Opcode { .. })
     }
 }

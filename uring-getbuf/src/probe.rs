@@ -184,7 +184,7 @@ impl Support {
                 send_zc: true,
                 writev_fixed: true,
                 fixed_send: true,
-                linked_fetch: true,
+                linked_fetch: false,
             },
             memlock: None,
             starved: None,

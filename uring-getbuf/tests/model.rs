@@ -51,9 +51,12 @@ enum Kind {
     Replace,
     /// The kernel has no request that releases.
     Rfc,
+    /// The fetch of a chain hands its buffer to the consumer.
+    Linked,
 }
 
-const KINDS: [Kind; 5] = [Kind::Copy, Kind::Opcode, Kind::OpcodeWithPool, Kind::Replace, Kind::Rfc];
+const KINDS: [Kind; 6] =
+    [Kind::Copy, Kind::Opcode, Kind::OpcodeWithPool, Kind::Replace, Kind::Rfc, Kind::Linked];
 
 impl Kind {
     fn lends(self) -> bool {
@@ -187,7 +190,7 @@ impl Model {
         if kind.lends() {
             let put_buf = (kind != Kind::Rfc).then_some(PUT_BUF);
             builder = builder.opcode(GET_BUF, put_buf, FIRST, SLOTS);
-            builder = builder.replace(kind == Kind::Replace);
+            builder = builder.replace(kind == Kind::Replace).hand_over(kind == Kind::Linked);
             if kind.has_pool() {
                 builder = builder.pool(pool, POOL_AT);
             }
@@ -390,12 +393,14 @@ impl Model {
         const HARD: u8 = 1 << 3;
         let lent = self.table[usize::from(id.slot())].lent;
         let releases = self.kind.chain_releases() && lent;
+        let linked = self.kind == Kind::Linked && lent;
         self.check_fetch(id, sqes[0], len);
+        assert_eq!(sqes[0].op_flags & 2 != 0, linked, "whether it hands its buffer over");
         self.check_use(id, sqes[1], 0, len);
         assert_eq!(sqes.len(), if releases { 3 } else { 2 });
         // A soft link must not let a consumer run after a short read into a block that has been
         // used before; a hard one makes sure of the release.
-        let link = if releases { HARD } else { LINK };
+        let link = if releases || linked { HARD } else { LINK };
         assert_eq!(sqes[0].flags & (LINK | HARD), link);
         assert_eq!(sqes[1].flags & (LINK | HARD), if releases { HARD } else { 0 });
         if let Some(release) = sqes.get(2) {
@@ -530,15 +535,18 @@ impl Model {
             let result = fetch_result(how, chain.len);
             chain.fetched = Some(result);
             let full = result == chain.len as i32;
-            if chain.lent && result >= 0 {
+            // What is handed over never is in the slot.
+            let linked = chain.lent && self.kind == Kind::Linked;
+            if chain.lent && result >= 0 && !linked {
                 self.install(chain.id);
             }
             if full {
                 // Skipped: the next request runs at once.
                 return self.complete_chain(chain, how >> 8);
             }
-            if !chain.releases {
-                // A soft link ends here, without a word but the notification of SEND_ZC.
+            let goes_on = chain.releases || (linked && result >= 0);
+            if !goes_on {
+                // A soft link ends here, and any where there is nothing to hand over, without a word but the notification of SEND_ZC.
                 let silenced = chain.rest.pop_front();
                 if chain.zero_copy {
                     self.stray.extend(silenced);

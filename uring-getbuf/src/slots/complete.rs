@@ -6,6 +6,7 @@ use super::ident::{Kind, LeaseId, UseId};
 use super::slot::{NEVER, Slot, state};
 use super::table::{Driver, Lending};
 use crate::chain::ChainOutcome;
+use crate::engine::Ending;
 use crate::error::{Errno, Result};
 
 impl Slot {
@@ -48,7 +49,7 @@ impl Slot {
         } else if now & state::CHAINED != 0 {
             let len = self.len.get();
             match self.lending() {
-                Some(lending) if !lending.chain_releases() => {
+                Some(lending) if lending.ending == Ending::Left => {
                     self.state.set(now - state::CHAINED);
                     self.replaced();
                 }
@@ -214,14 +215,20 @@ impl Slot {
         }
         let id = name.lease();
         let lending = self.lending();
-        let releases = lending.is_some_and(Lending::chain_releases);
+        let ending = lending.map(|lending| lending.ending);
+        let releases = ending == Some(Ending::Released);
         self.expect_nothing();
         let mut progress = self.progress.get();
         let done = match kind {
-            // Posted only where it is not as asked. A soft link stops here.
+            // Posted only where it is not as asked. A soft link stops here, and one that hands its
+            // buffer over if there is none.
             Kind::ChainFetch => {
                 progress.fetched = Some(result);
-                !releases
+                match ending {
+                    Some(Ending::Released) => false,
+                    Some(Ending::HandedOver) => result < 0,
+                    Some(Ending::Left) | None => true,
+                }
             }
             Kind::ChainUse => {
                 let (more, notif) = (io_uring::cqueue::more(flags), io_uring::cqueue::notif(flags));
@@ -248,8 +255,8 @@ impl Slot {
             return Event::Pending;
         }
         let fetched = progress.fetched.map_or(Ok(self.len.get()), Errno::check);
-        // What it has left in its slot, if it does not release, is released as that of a lease.
-        self.filled(lending.filter(|_| !releases), fetched);
+        // What it has left in its slot is released as that of a lease.
+        self.filled(lending.filter(|_| ending == Some(Ending::Left)), fetched);
         self.unmark(state::CHAINED);
         self.finish();
         self.settle();

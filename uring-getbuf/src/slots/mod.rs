@@ -111,8 +111,16 @@ impl Builder {
         self
     }
 
+    /// Whether the fetch of a [`Chain`] hands its buffer to the consumer, which saves the request that
+    /// releases ([`GetBuf::linked`](crate::opcode::GetBuf::linked)). Only with
+    /// [`opcode`](Self::opcode), and not with [`replace`](Self::replace). Default: where the kernel can.
+    pub fn hand_over(mut self, yes: bool) -> Self {
+        self.features.linked_fetch = yes;
+        self
+    }
+
     fn lending(mut self, lender: Lender, first: u16, count: u16) -> Self {
-        self.lending = Some((Lending { lender, first, replace: false }, count));
+        self.lending = Some((Lending::new(lender, first), count));
         self
     }
 
@@ -153,7 +161,9 @@ impl Builder {
         if count == 0 || count > MAX_SLOTS {
             return invalid(format!("{count} slots: there can be 1 to {MAX_SLOTS}"));
         }
-        let lending = self.lending.map(|(lending, _)| Lending { replace: self.replace, ..lending });
+        let lending = self
+            .lending
+            .map(|(lending, _)| lending.ending(self.replace, self.features.linked_fetch));
         let table = Table::new(count, lending, self.pool, self.regions, self.features, self.tag);
         Ok(Slots { table })
     }

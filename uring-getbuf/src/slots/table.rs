@@ -16,7 +16,7 @@ use super::provided::{Provided, Resolved};
 use super::slot::{Slot, state};
 use crate::chain::Chain;
 use crate::consume::{Consumer, MAX_RANGES, Piece};
-use crate::engine::{Engine, Lender, Source};
+use crate::engine::{Ending, Engine, Lender, Place, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::opcode::{Sqe, Target, read_fixed};
 use crate::pool::Pool;
@@ -53,6 +53,7 @@ pub(super) struct Lending {
     pub(super) first: u16,
     /// A released slot is not emptied: the next fetch replaces what is in it.
     pub(super) replace: bool,
+    pub(super) ending: Ending,
 }
 
 /// What the slots of a table share, and leases keep.
@@ -99,16 +100,41 @@ impl Deref for Table {
 }
 
 impl Lending {
+    pub(super) fn new(lender: Lender, first: u16) -> Self {
+        Self { lender, first, replace: false, ending: Ending::Left }
+    }
+
+    /// `hands_over`: a fetch can hand its buffer to the next request of the link.
+    pub(super) fn ending(self, replace: bool, hands_over: bool) -> Self {
+        let ending = if replace {
+            Ending::Left
+        } else if hands_over && self.lender.hands_over() {
+            Ending::HandedOver
+        } else if self.lender.can_release() {
+            Ending::Released
+        } else {
+            Ending::Left
+        };
+        Self { replace, ending, ..self }
+    }
+
+    /// The fetch into its slot.
     #[inline(always)]
     fn fetch(&self, slot: &Slot, source: Source, offset: u64, len: u32) -> Sqe {
+        let to = if slot.is(state::LEFT) { Place::Taken } else { Place::Free };
+        self.fetch_to(to, slot, source, offset, len)
+    }
+
+    #[inline(always)]
+    fn fetch_to(&self, to: Place, slot: &Slot, source: Source, offset: u64, len: u32) -> Sqe {
         let lent = source.lent_by(self.lender).unwrap_or(source.file());
-        self.lender.fetch(lent, offset, len, self.first + slot.index, slot.is(state::LEFT))
+        self.lender.fetch(lent, offset, len, self.first + slot.index, to)
     }
 
     /// Whether a chain ends with the release of its slot.
-    #[inline]
+    #[inline(always)]
     pub(super) fn chain_releases(&self) -> bool {
-        !self.replace && self.lender.can_release()
+        self.ending == Ending::Released
     }
 }
 
@@ -596,17 +622,22 @@ impl ReadyChain<'_> {
 
     /// The fetch, and the link that all but the last have.
     ///
-    /// Where the chain ends with the release, the links are hard, so that the slot is emptied in
-    /// every case; it holds exactly what was fetched. Otherwise they are soft: a fetch that fails
-    /// or comes back short must not be followed by a consumer of what an earlier lease left in the
-    /// block or in the slot.
+    /// Where nothing is to be left in the slot, the links are hard: so the slot is emptied in every
+    /// case, or the buffer goes to the consumer in every case; it is exactly what was fetched.
+    /// Otherwise they are soft: a fetch that fails or comes back short must not be followed by a
+    /// consumer of what an earlier lease left in the block or in the slot.
     #[inline(always)]
     fn fetch(&self, lending: Option<&Lending>) -> Sqe {
         let Chain { source, offset, len, .. } = self.chain;
         let (fetch, link) = match lending {
             Some(lending) => {
-                let fetch = lending.fetch(self.slot, source, offset, len);
-                let hard = lending.chain_releases();
+                let (slot, ending) = (self.slot, lending.ending);
+                let fetch = if ending == Ending::HandedOver {
+                    lending.fetch_to(Place::Next, slot, source, offset, len)
+                } else {
+                    lending.fetch(slot, source, offset, len)
+                };
+                let hard = ending != Ending::Left;
                 (fetch, if hard { Flags::IO_HARDLINK } else { Flags::IO_LINK })
             }
             None => (self.core.read_entry(self.slot, source.file(), offset, len), Flags::IO_LINK),
@@ -637,7 +668,7 @@ impl ReadyChain<'_> {
     /// `None`: the chain does not end with the release.
     #[inline(always)]
     fn release(&self, lending: &Lending) -> Option<Sqe> {
-        if lending.replace {
+        if !lending.chain_releases() {
             return None;
         }
         let release = lending.lender.release(lending.first + self.slot.index)?;
