@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! File to file: a chain for each block, as many in flight as there are slots, in any order.
+//! File to file: a chain for each block, as many in flight as there are slots, in any order. With the copy
+//! engine, blocks that the page cache has are moved [at once](super::at_once).
 
-use super::{Ends, Flow, Relay, Source};
+use std::os::fd::BorrowedFd;
+
+use super::at_once::AtOnce;
+use super::{Ends, Flow, Relay, Source, cancelled as was_cancelled};
 use crate::chain::ChainOutcome;
 use crate::engine::Engine;
 use crate::error::{Errno, Result};
@@ -34,6 +38,7 @@ pub(super) fn run(
     ring: &mut Ring,
     files: &Ends,
     source: Source,
+    sink: BorrowedFd<'_>,
     flow: &mut Flow,
 ) -> Result<()> {
     let end = relay.end(source.size);
@@ -46,16 +51,38 @@ pub(super) fn run(
         end,
         again: Vec::with_capacity(2 * relay.depth),
     };
+    let mut at_once = if flow.engine == Engine::Copy {
+        AtOnce::new(relay.source, sink, relay.block_size)
+    } else {
+        AtOnce::never(relay.source, sink)
+    };
     let mut cancelled = false;
     loop {
         if ring.free() == 0 {
             // Slots of chains that are over may still have to be emptied.
             ring.flush()?;
         }
-        while flow.error.is_none() && blocks.in_flight < relay.depth && ring.free() > 0 {
+        let mut moved_at_once = 0;
+        while flow.error.is_none()
+            && blocks.in_flight + moved_at_once < relay.depth
+            && ring.free() > 0
+        {
             let Some(mut block) = blocks.take(relay.block_size) else { break };
+            let (from, to) = (relay.source_offset + block.start, relay.sink_offset + block.start);
+            if let Some(outcome) = at_once.moves(from, to, block.len) {
+                moved_at_once += 1;
+                blocks.told(block, outcome, flow);
+                continue;
+            }
             block.copied = flow.copied;
             blocks.start(relay, ring, files, block)?;
+        }
+        if blocks.in_flight == 0 && moved_at_once > 0 {
+            relay.report_progress(flow, blocks.end);
+            if relay.is_cancelled() && flow.error.is_none() {
+                flow.fail(was_cancelled());
+            }
+            continue;
         }
         if blocks.in_flight == 0 {
             // A file that has grown meanwhile has more.
@@ -126,6 +153,10 @@ impl Blocks {
     fn done(&mut self, id: LeaseId, block: Block, outcome: ChainOutcome, flow: &mut Flow) {
         self.running[usize::from(id.slot())] = None;
         self.in_flight -= 1;
+        self.told(block, outcome, flow);
+    }
+
+    fn told(&mut self, block: Block, outcome: ChainOutcome, flow: &mut Flow) {
         flow.moved += u64::from(outcome.moved());
         match outcome {
             ChainOutcome::Done(_) => {}

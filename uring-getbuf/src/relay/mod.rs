@@ -15,7 +15,7 @@
 //!
 //! | source | sink | how |
 //! |---|---|---|
-//! | regular file, block device | the same, not opened with `O_APPEND` | chains, in any order |
+//! | regular file, block device | the same, not opened with `O_APPEND` | chains, in any order; with the copy engine, what is in the page cache is read and written by the calling thread |
 //! | any | pipe, terminal, socket, `O_APPEND` | fetches ahead, consumers in order, linked |
 //! | pipe, terminal, socket, file of procfs | any | one fetch at a time, consumers in order, linked |
 //! | file opened with `O_DIRECT` | any | fetches ahead of whole pages, consumers in order, linked |
@@ -30,6 +30,7 @@
 //! [`FanOut`] moves one source to many sinks at once, and [`Proxy`] both ways between many pairs of
 //! sockets.
 
+mod at_once;
 mod blocks;
 mod fan;
 mod inspect;
@@ -283,7 +284,7 @@ impl<'a> Relay<'a> {
         let files = Ends { source: from, sink: ring.attach(&to)? };
         ring.empty_slots()?;
         let done = if source.ahead && !source.direct && sink == Sink::File {
-            blocks::run(&mut self, ring, &files, source, flow)
+            blocks::run(&mut self, ring, &files, source, to, flow)
         } else {
             stream::run(&mut self, ring, &files, source, sink, flow, head)
         };
