@@ -75,7 +75,7 @@ pub enum Consumer {
 }
 
 /// Bytes of a slot as a request names them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Piece {
     /// What the request's `addr` field gets: an address in the pool, or, in a slot of kernel
     /// memory, an offset.

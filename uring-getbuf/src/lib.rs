@@ -14,7 +14,7 @@
 //! opcode        builders of the requests that the io-uring crate does not know
 //! ```
 //!
-//! A fetch becomes an SQE in `slots/table.rs` (`fetch_entry`), a consumer in `consume.rs`.
+//! A fetch becomes an SQE in `slots/table.rs` (`fetch_request`), a consumer in `consume.rs`.
 
 pub mod chain;
 pub mod consume;

@@ -233,15 +233,18 @@ impl Slot {
         (&self.sequences[usize::from(sequence >> 6)], 1 << (sequence & 63))
     }
 
-    /// A sequence number that no use in flight has. None of them is awaited then.
+    /// The next sequence number. Only where no use is in flight nobody can have it.
     #[inline(always)]
+    pub(super) fn next_sequence(&self) -> u8 {
+        self.sequence.replace(self.sequence.get().wrapping_add(1))
+    }
+
+    /// A sequence number that no use in flight has. None of them is awaited then.
     pub(super) fn take_sequence(&self) -> Option<u8> {
-        if self.state.get() >= state::REQUEST {
+        if self.requests() > 0 {
             return self.search_sequence();
         }
-        let sequence = self.sequence.get();
-        self.sequence.set(sequence.wrapping_add(1));
-        Some(sequence)
+        Some(self.next_sequence())
     }
 
     /// The same where there are uses in flight.
@@ -315,9 +318,10 @@ impl Slot {
     #[inline(always)]
     pub(super) fn vacate(&self, left: u32) {
         debug_assert!(!self.is(state::FREE), "slot {} is freed twice", self.index);
+        let core = &*self.core;
         self.state.set(state::FREE | left);
-        self.next.set(self.core.free.replace(self.index));
-        self.core.freed.set(self.core.freed.get() + 1);
+        self.next.set(core.free.replace(self.index));
+        core.freed.set(core.freed.get() + 1);
     }
 
     /// When nobody uses its memory any more, the provider is told, and that last: it may let other

@@ -244,7 +244,7 @@ impl Core {
     }
 
     #[inline(always)]
-    fn read_entry(&self, slot: &Slot, source: Target, offset: u64, len: u32) -> Sqe {
+    fn read_request(&self, slot: &Slot, source: Target, offset: u64, len: u32) -> Sqe {
         read_fixed(source, slot.block, len, self.pool_index, offset)
     }
 
@@ -342,7 +342,7 @@ impl Table {
         if lending.is_some() {
             slot.source.set((source, offset));
         }
-        Ok((held, slot, self.fetch_entry(slot, lending, (source, offset, len))))
+        Ok((held, slot, self.fetch_request(slot, lending, (source, offset, len))))
     }
 
     /// The same, and pushes the request. `None`: `push` had no room for it.
@@ -353,8 +353,19 @@ impl Table {
         note: u32,
         push: impl FnOnce(Sqe) -> bool,
     ) -> Result<Option<Rc<Slot>>> {
-        let (held, slot, request) = self.fetch(source, offset, len, note)?;
-        if push(request) {
+        let (held, slot) = self.hold(len)?;
+        slot.note.set(note);
+        let fetch = (source, offset, len);
+        // Straight code for each of the two.
+        let pushed = match self.serve(slot, source, state::HELD | state::FETCHING | state::REQUEST)
+        {
+            None => push(self.fetch_request(slot, None, fetch)),
+            lending => {
+                slot.source.set((source, offset));
+                push(self.fetch_request(slot, lending, fetch))
+            }
+        };
+        if pushed {
             return Ok(Some(held));
         }
         slot.undo();
@@ -481,8 +492,8 @@ impl Table {
         if slot.is(state::FETCHING) {
             let (source, offset) = slot.source.get();
             let fetch = (source, offset, slot.len.get());
-            let entry = self.fetch_entry(slot, slot.lending(), fetch);
-            return Some(Outgoing::Request(Prepared::new(entry, slot, true)));
+            let request = self.fetch_request(slot, slot.lending(), fetch);
+            return Some(Outgoing::Request(Prepared::new(request, slot, true)));
         }
         if slot.is(state::CHAINED) {
             let (core, lending, chain) = (&self.core, slot.lending(), slot.kept());
@@ -521,7 +532,7 @@ impl Table {
 
     /// The request that fetches so many bytes at an offset of a source.
     #[inline(always)]
-    fn fetch_entry(
+    fn fetch_request(
         &self,
         slot: &Slot,
         lending: Option<&Lending>,
@@ -531,7 +542,7 @@ impl Table {
         slot.expect(user_data, len);
         match lending {
             Some(lending) => lending.fetch(slot, source, offset, len).user_data(user_data),
-            None => self.read_entry(slot, source.file(), offset, len).user_data(user_data),
+            None => self.read_request(slot, source.file(), offset, len).user_data(user_data),
         }
     }
 
@@ -640,7 +651,7 @@ impl ReadyChain<'_> {
                 let hard = ending != Ending::Left;
                 (fetch, if hard { Flags::IO_HARDLINK } else { Flags::IO_LINK })
             }
-            None => (self.core.read_entry(self.slot, source.file(), offset, len), Flags::IO_LINK),
+            None => (self.core.read_request(self.slot, source.file(), offset, len), Flags::IO_LINK),
         };
         let user_data = self.user_data(Kind::ChainFetch, lending);
         fetch.flags(link | Flags::SKIP_SUCCESS).user_data(user_data)
@@ -662,7 +673,7 @@ impl ReadyChain<'_> {
             slot.expect(user_data, len);
             Flags::empty()
         };
-        slot.consumer_entry(piece, consumer).flags(flags).user_data(user_data)
+        slot.consumer_request(piece, consumer).flags(flags).user_data(user_data)
     }
 
     /// `None`: the chain does not end with the release.

@@ -93,11 +93,34 @@ impl Slot {
         if matches!(consumer, Consumer::SendZc { .. }) {
             self.core.features.need_send_zc()?;
         }
-        let piece = self.piece(start, len);
-        let entry = self.consumer_entry(piece, consumer);
-        let entry = self.counted(Kind::Use, entry, token)?;
-        self.expect(entry.user_data, len);
-        Ok(entry)
+        let now = self.state.get();
+        let (piece, sequence) = if now & !(state::HELD | state::LENT) == 0 {
+            (self.core.piece(self, self.lending(), start, len), self.next_sequence())
+        } else {
+            let mut piece = Piece::default();
+            let sequence = self.use_crowded(start, len, &mut piece)?;
+            (piece, sequence)
+        };
+        self.state.set(now + state::REQUEST);
+        let user_data = self.use_name(Kind::Use, sequence, token);
+        self.expect(user_data, len);
+        Ok(self.consumer_request(piece, consumer).user_data(user_data))
+    }
+
+    /// The same where there is something else than a lease of one engine's memory, such as another
+    /// request: its piece and its sequence number.
+    #[inline(never)]
+    fn use_crowded(&self, start: u32, len: u32, piece: &mut Piece) -> Result<u8> {
+        *piece = self.piece(start, len);
+        self.take_sequence().ok_or_else(too_many_uses)
+    }
+
+    /// The name of a use.
+    #[inline(always)]
+    fn use_name(&self, kind: Kind, sequence: u8, token: u16) -> u64 {
+        self.user_data(kind)
+            | u64::from(sequence) << user_data::SEQUENCE_SHIFT
+            | u64::from(token) << user_data::TOKEN_SHIFT
     }
 
     pub(crate) fn use_ranges(
@@ -135,30 +158,31 @@ impl Slot {
         }
         cell.set(vector);
         // The array lives as long as the slots do, and the mark keeps it unchanged meanwhile.
-        let entry = if self.core.features.writev_fixed || self.is(state::LENT) {
+        let request = if self.core.features.writev_fixed || self.is(state::LENT) {
             consume::writev(cell.as_ptr().cast(), count, table, sink, offset)
         } else {
             consume::writev_by_address(cell.as_ptr().cast(), count, sink, offset)
         };
-        let request = self.counted(Kind::UseRanges, entry, 0)?;
+        let sequence = self.take_sequence().ok_or_else(too_many_uses)?;
         // Its end is not awaited.
-        let (word, bit) = self.sequence_bit(UseId::of(request.user_data).sequence());
+        let (word, bit) = self.sequence_bit(sequence);
         word.set(word.get() | bit);
+        self.begin();
         self.mark(state::RANGING);
-        Ok(request)
+        Ok(request.user_data(self.use_name(Kind::UseRanges, sequence, 0)))
     }
 
     #[inline(always)]
-    pub(super) fn consumer_entry(&self, piece: Piece, consumer: Consumer) -> Sqe {
+    pub(super) fn consumer_request(&self, piece: Piece, consumer: Consumer) -> Sqe {
         match consumer {
             Consumer::Write { sink, offset } => piece.write(sink, offset),
-            Consumer::Send { sink, flags } => self.send_entry(piece, sink, flags),
+            Consumer::Send { sink, flags } => self.send_request(piece, sink, flags),
             Consumer::SendZc { sink, flags } => piece.send_zc(sink, flags),
         }
     }
 
     #[inline]
-    fn send_entry(&self, piece: Piece, sink: Target, flags: SendFlags) -> Sqe {
+    fn send_request(&self, piece: Piece, sink: Target, flags: SendFlags) -> Sqe {
         // A kernel that lends memory is newer than 7.2 and takes registered buffers here.
         if self.core.features.fixed_send || self.is(state::LENT) {
             piece.send(sink, flags)
@@ -167,21 +191,10 @@ impl Slot {
         }
     }
 
-    /// Counts a use and gives it its name.
-    #[inline(always)]
-    fn counted(&self, kind: Kind, entry: Sqe, token: u16) -> Result<Sqe> {
-        let Some(sequence) = self.take_sequence() else { return Err(too_many_uses()) };
-        self.begin();
-        let user_data = self.user_data(kind)
-            | u64::from(sequence) << user_data::SEQUENCE_SHIFT
-            | u64::from(token) << user_data::TOKEN_SHIFT;
-        Ok(entry.user_data(user_data))
-    }
-
     /// A request that can be taken back.
     #[inline(always)]
-    pub(crate) fn prepare(&self, entry: Sqe) -> Prepared<'_> {
-        Prepared::new(entry, self, false)
+    pub(crate) fn prepare(&self, request: Sqe) -> Prepared<'_> {
+        Prepared::new(request, self, false)
     }
 
     /// Takes a consumer back that was not sent.
