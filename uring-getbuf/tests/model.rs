@@ -867,7 +867,7 @@ fn play(kind: Kind, steps: &[(u8, u32, u32)]) {
                     assert_eq!(model.slots.complete(foreign, 0, 0), None);
                 }
                 let slot = u64::from(SLOTS + 1 + a as u16 % 100);
-                let nowhere = u64::from(DEFAULT_TAG) << 56 | slot << 14 | u64::from(b) & 0x3fff;
+                let nowhere = u64::from(DEFAULT_TAG) << 56 | (u64::from(b) & 0x3fff) << 14 | slot;
                 assert_eq!(model.slots.complete(nowhere, 1, 0), Some(Event::Stale));
                 model.stale += 1;
             }

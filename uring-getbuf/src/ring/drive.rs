@@ -43,14 +43,12 @@ pub(crate) enum Use {
 const DRAIN: Duration = Duration::from_secs(1);
 
 impl Ring {
+    #[inline(always)]
     pub(super) fn check<S: State>(&self, lease: &Lease<S>) -> Result<()> {
-        if self.slots.owns(lease) {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::WrongRing, "the lease belongs to another ring"))
+        if self.slots.owns(lease) { Ok(()) } else { Err(elsewhere()) }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn write_range(
         &mut self,
         lease: &Lease<Installed>,
@@ -61,7 +59,7 @@ impl Ring {
         self.consume(lease, range, sink, Consumer::Write { sink: sink.into(), offset })
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn send_range(
         &mut self,
         lease: &Lease<Installed>,
@@ -72,7 +70,7 @@ impl Ring {
         self.consume(lease, range, sink, Consumer::Send { sink: sink.into(), flags })
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn send_zc_range(
         &mut self,
         lease: &Lease<Installed>,
@@ -551,6 +549,11 @@ impl Driver for Ring {
             None => Event::Foreign { user_data, result, flags },
         })
     }
+}
+
+#[cold]
+fn elsewhere() -> Error {
+    Error::new(ErrorKind::WrongRing, "the lease belongs to another ring")
 }
 
 #[inline]

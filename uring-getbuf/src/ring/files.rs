@@ -156,7 +156,7 @@ impl Files {
     }
 
     /// A request that names the place is on its way.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin(&self, index: u16) {
         let names = &self.place(index).names;
         names.set(names.get() + 1);
@@ -200,24 +200,21 @@ impl Attached {
     }
 
     /// The place, if it is one of this table's.
-    #[inline]
+    #[inline(always)]
     pub(super) fn place_in(&self, files: &Rc<Files>) -> Result<u16> {
-        if Rc::ptr_eq(&self.files, files) {
-            return Ok(self.index);
-        }
-        Err(Error::new(ErrorKind::WrongRing, "the file is attached to another ring"))
+        if Rc::ptr_eq(&self.files, files) { Ok(self.index) } else { Err(elsewhere()) }
     }
 }
 
 impl Attached {
     /// The file as a sink.
-    #[inline]
+    #[inline(always)]
     pub(super) fn target(&self) -> Target {
         Fixed(u32::from(self.index)).into()
     }
 
     /// The file as a source.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn source(&self) -> Source {
         Source::new(self.target(), self.lent)
     }
@@ -237,6 +234,7 @@ impl Attached {
 }
 
 impl From<&Attached> for Target {
+    #[inline(always)]
     fn from(file: &Attached) -> Self {
         file.target()
     }
@@ -252,6 +250,11 @@ impl fmt::Debug for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Attached").field(&self.index).finish()
     }
+}
+
+#[cold]
+fn elsewhere() -> Error {
+    Error::new(ErrorKind::WrongRing, "the file is attached to another ring")
 }
 
 #[cfg(test)]

@@ -213,7 +213,7 @@ impl Ring {
     /// [`NoSlot`](ErrorKind::NoSlot), [`InvalidInput`](ErrorKind::InvalidInput),
     /// [`WrongRing`](ErrorKind::WrongRing), and the errors of [`submit`](Self::submit), which it
     /// calls where the submission queue is full.
-    #[inline]
+    #[inline(always)]
     pub fn fetch(&mut self, source: &Attached, offset: u64, len: u32) -> Result<Lease<Fetched>> {
         self.fetch_from(source, source.source(), offset, len)
     }
@@ -241,6 +241,7 @@ impl Ring {
     ///
     /// [`OutOfRange`](ErrorKind::OutOfRange), [`WrongRing`](ErrorKind::WrongRing), and those of
     /// [`submit`](Self::submit).
+    #[inline(always)]
     pub fn write(
         &mut self,
         lease: &Lease<Installed>,
@@ -280,6 +281,7 @@ impl Ring {
     ///
     /// [`OutOfRange`](ErrorKind::OutOfRange), [`WrongRing`](ErrorKind::WrongRing), and those of
     /// [`submit`](Self::submit).
+    #[inline(always)]
     pub fn send(
         &mut self,
         lease: &Lease<Installed>,
@@ -295,6 +297,7 @@ impl Ring {
     /// # Errors
     ///
     /// Those of [`send`](Self::send), and [`Unavailable`](ErrorKind::Unavailable).
+    #[inline(always)]
     pub fn send_zc(
         &mut self,
         lease: &Lease<Installed>,

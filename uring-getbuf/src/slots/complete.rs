@@ -3,7 +3,7 @@
 
 use super::event::Event;
 use super::ident::{Kind, LeaseId, UseId};
-use super::slot::{NEVER, Slot, state};
+use super::slot::{Slot, state};
 use super::table::{Driver, Lending};
 use crate::chain::ChainOutcome;
 use crate::engine::Ending;
@@ -11,6 +11,7 @@ use crate::error::{Errno, Result};
 
 impl Slot {
     /// Says what a completion that names it meant.
+    // Flags are looked at no sooner than in `otherwise`: what has any is never awaited.
     #[inline(always)]
     pub(super) fn told(
         &self,
@@ -19,64 +20,63 @@ impl Slot {
         flags: u32,
         driver: &impl Driver,
     ) -> Option<Event> {
-        if self.awaited.get() == user_data && self.awaited_result.get() == result && flags == 0 {
-            return Some(self.as_asked(UseId::of(user_data), result as u32, driver));
+        const USED: u32 = state::HELD | state::AWAITED;
+        const FETCHED: u32 = state::HELD | state::AWAITED | state::FETCHING;
+        let (id, now) = (UseId::of(user_data), self.state.get());
+        if self.expects(user_data) {
+            let marks = now & state::MARKS & !state::LENT;
+            if marks == FETCHED {
+                if result as u32 == self.len.get() {
+                    self.state.set(now - (state::AWAITED + state::FETCHING + state::REQUEST));
+                    return Some(Event::Fetched { lease: id.lease(), result: Ok(result as u32) });
+                }
+            } else if marks == USED {
+                if result >= 0 {
+                    self.state.set(now - (state::AWAITED + state::REQUEST));
+                    driver.consumer(id.token());
+                    return Some(Event::Used { id, result: Ok(result as u32), more: false });
+                }
+            } else if let Some(event) = self.over(id.lease(), now, result) {
+                return Some(event);
+            }
         }
         let mut event = None;
         self.otherwise(user_data, result, flags, driver, &mut event);
         event
     }
 
-    /// What was [awaited](Slot::awaited) has gone as asked.
+    /// The same for what leaves nothing behind but a free slot: a chain, and a release after all the
+    /// uses.
     #[inline(always)]
-    fn as_asked(&self, name: UseId, done: u32, driver: &impl Driver) -> Event {
-        self.awaited_result.set(NEVER);
-        let id = name.lease();
-        let now = self.state.get() - state::REQUEST;
-        if now & (state::FILLING | state::RELEASING) == 0 {
-            self.state.set(now);
-            if now & state::HELD == 0 {
-                self.settle();
-            }
-            driver.consumer(name.token());
-            Event::Used { id: name, result: Ok(done), more: false }
-        } else if now & state::FETCHING != 0 {
-            self.state.set(now - state::FETCHING);
-            if now & (state::HELD | state::LEFT) != state::HELD {
-                self.replaced();
-            }
-            Event::Fetched { lease: id, result: Ok(done) }
-        } else if now & state::CHAINED != 0 {
+    fn over(&self, id: LeaseId, now: u32, result: i32) -> Option<Event> {
+        const RELEASED: u32 = state::LENT | state::RELEASING | state::AWAITED | state::REQUEST;
+        const CHAINED: u32 = state::CHAINED | state::AWAITED;
+        if now & CHAINED == CHAINED {
             let len = self.len.get();
-            match self.lending() {
-                Some(lending) if lending.ending == Ending::Left => {
-                    self.state.set(now - state::CHAINED);
-                    self.replaced();
-                }
-                // Nothing else ties it.
-                _ => self.vacate(now & state::LEFT),
+            let (done, left) = match self.lending() {
+                None => (len, now & state::LEFT),
+                Some(lending) => match lending.ending {
+                    Ending::HandedOver => (len, 0),
+                    Ending::Released => (0, 0),
+                    Ending::Left if lending.replace => (len, state::LEFT),
+                    Ending::Left => return None,
+                },
+            };
+            if result as u32 == done {
+                self.vacate(left);
+                return Some(Event::Chained { id, outcome: ChainOutcome::Done(len) });
             }
-            Event::Chained { id, outcome: ChainOutcome::Done(len) }
-        } else {
-            self.state.set(now - state::RELEASING - state::LENT);
-            self.settle();
-            Event::Released { lease: id }
+        } else if now == RELEASED && result == 0 {
+            self.vacate(0);
+            return Some(Event::Released { lease: id });
         }
-    }
-
-    /// It has been filled, and what it held before is not there any more.
-    #[inline(never)]
-    fn replaced(&self) {
-        if self.is(state::LENT) {
-            self.unmark(state::LEFT);
-        }
-        self.settle();
+        None
     }
 
     /// A completion that was not awaited, or not so.
     // What is returned through memory stays in memory, also where this was not called. A copy does
     // not: those that go as asked stay in registers.
-    #[inline(never)]
+    #[cold]
     fn otherwise(
         &self,
         user_data: u64,
@@ -119,6 +119,7 @@ impl Slot {
         let again = refused && may && self.core.pool.is_some();
         if again {
             self.unmark(state::LENT);
+            self.fill_from_pool();
             self.core.fallbacks.set(self.core.fallbacks.get() + 1);
         }
         again

@@ -3,10 +3,10 @@
 
 use std::fmt;
 
-/// `user_data`, from the top: tag 8, kind 4, sequence 8, token 16, slot 14, generation 14 bits.
+/// `user_data`, from the top: tag 8, kind 4, sequence 8, token 16, generation 14, slot 14 bits.
 pub(super) mod user_data {
-    pub(in crate::slots) const GENERATION: u64 = (1 << 14) - 1;
-    pub(in crate::slots) const SLOT_SHIFT: u32 = 14;
+    pub(in crate::slots) const SLOT: u64 = (1 << GENERATION_SHIFT) - 1;
+    pub(in crate::slots) const GENERATION_SHIFT: u32 = 14;
     /// Slot and generation.
     pub(in crate::slots) const LEASE: u64 = (1 << TOKEN_SHIFT) - 1;
     /// What all requests of a lease have in common: tag, slot, generation, and kinds of ours.
@@ -23,9 +23,10 @@ pub(super) mod user_data {
 #[repr(u8)]
 pub(super) enum Kind {
     Fetch,
-    Use,
     /// A use that borrows the slot's array of ranges.
     UseRanges,
+    /// Even, see [`next_use`].
+    Use,
     Release,
     ChainFetch,
     ChainUse,
@@ -37,8 +38,8 @@ impl Kind {
     pub(super) const fn of(user_data: u64) -> Option<Self> {
         Some(match user_data >> user_data::KIND_SHIFT & 15 {
             0 => Self::Fetch,
-            1 => Self::Use,
-            2 => Self::UseRanges,
+            1 => Self::UseRanges,
+            2 => Self::Use,
             3 => Self::Release,
             4 => Self::ChainFetch,
             5 => Self::ChainUse,
@@ -47,6 +48,17 @@ impl Kind {
         })
     }
 }
+
+/// The upper half of the name of a [`Use`](Kind::Use) with the next sequence number.
+#[inline(always)]
+pub(super) const fn next_use(upper: u32) -> u32 {
+    const ONE: u32 = 1 << (user_data::SEQUENCE_SHIFT - 32);
+    const CARRY: u32 = 1 << (user_data::KIND_SHIFT - 32);
+    upper + ONE & !CARRY
+}
+
+/// That of the first one.
+pub(super) const FIRST_USE: u32 = (Kind::Use as u32) << (user_data::KIND_SHIFT - 32);
 
 /// From here on kinds belong to whoever drives the slots.
 pub(super) const DRIVER_KINDS: u8 = 8;
@@ -70,10 +82,7 @@ pub(crate) const fn driver_request(tag: u8, user_data: u64) -> Option<(u8, u64)>
 
 /// The `user_data` of a lease's fetch.
 pub(crate) const fn fetch_user_data(tag: u8, lease: LeaseId) -> u64 {
-    (tag as u64) << user_data::TAG_SHIFT
-        | (Kind::Fetch as u64) << user_data::KIND_SHIFT
-        | (lease.slot() as u64) << user_data::SLOT_SHIFT
-        | lease.generation() as u64
+    (tag as u64) << user_data::TAG_SHIFT | (Kind::Fetch as u64) << user_data::KIND_SHIFT | lease.0
 }
 
 /// Names a lease without holding it: a slot, and which of its lives.
@@ -86,11 +95,11 @@ impl LeaseId {
     #[inline]
     #[must_use]
     pub const fn slot(self) -> u16 {
-        (self.0 >> user_data::SLOT_SHIFT) as u16
+        (self.0 & user_data::SLOT) as u16
     }
 
     pub(super) const fn generation(self) -> u16 {
-        (self.0 & user_data::GENERATION) as u16
+        (self.0 >> user_data::GENERATION_SHIFT) as u16
     }
 }
 
@@ -128,6 +137,11 @@ impl UseId {
     #[must_use]
     pub const fn lease(self) -> LeaseId {
         LeaseId(self.0 & user_data::LEASE)
+    }
+
+    /// The same as one of another kind.
+    pub(super) const fn with(self, kind: Kind) -> u64 {
+        self.0 & !(15 << user_data::KIND_SHIFT) | (kind as u64) << user_data::KIND_SHIFT
     }
 
     #[inline]

@@ -414,6 +414,7 @@ impl Slots {
     }
 
     /// Whether the lease comes from these slots.
+    #[inline(always)]
     pub(crate) fn owns<S: State>(&self, lease: &Lease<S>) -> bool {
         lease.is_of(self.table.core())
     }

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::ident::{Kind, LeaseId, UseId, user_data};
+use super::ident::{FIRST_USE, Kind, LeaseId, UseId, next_use, user_data};
 use super::table::{Core, Lending};
 use crate::chain::{Chain, Progress};
 use crate::consume::Consumer;
@@ -38,26 +38,26 @@ pub(super) mod state {
     pub(in crate::slots) const LEFT: u32 = 1 << 10;
     /// It is in the free list.
     pub(in crate::slots) const FREE: u32 = 1 << 11;
+    /// A completion is awaited.
+    pub(in crate::slots) const AWAITED: u32 = 1 << 12;
     /// One request.
     pub(in crate::slots) const REQUEST: u32 = 1 << REQUESTS;
     pub(in crate::slots) const REQUESTS: u32 = 16;
     /// What keeps it from being free.
-    pub(in crate::slots) const TIES: u32 = !(FAILED | ALONE | LEFT | FREE);
+    pub(in crate::slots) const TIES: u32 = !(FAILED | ALONE | LEFT | FREE | AWAITED);
+    /// All the marks.
+    pub(in crate::slots) const MARKS: u32 = REQUEST - 1;
     /// Something fills it.
     pub(in crate::slots) const FILLING: u32 = FETCHING | CHAINED;
 }
-
-/// No completion has this result.
-pub(super) const NEVER: i32 = i32::MIN;
 
 /// One slot. Plain cells: it is never shared between threads.
 pub(crate) struct Slot {
     /// What the `user_data` of all its requests have in common: tag, slot, and which of its lives.
     name: Cell<u64>,
-    /// The one completion that says that the last request, or the chain, went as asked: `user_data`
-    /// and result. [`NEVER`]: it was there already, or another one was.
-    pub(super) awaited: Cell<u64>,
-    pub(super) awaited_result: Cell<i32>,
+    /// If [so marked](state::AWAITED), the one completion that says that the last use has ended, or
+    /// that a fetch, a chain or a release may have gone as asked.
+    awaited: Cell<u64>,
     /// See [`state`].
     pub(super) state: Cell<u32>,
     /// Bytes asked for, then bytes there; of a fetch that has failed, the error.
@@ -67,12 +67,14 @@ pub(crate) struct Slot {
     /// Next in the free list.
     pub(super) next: Cell<u16>,
     pub(super) index: u16,
-    /// Counts the uses, so that each has a `user_data` of its own,
-    sequence: Cell<u8>,
-    /// Where its block of the pool begins; 0 without a pool.
-    pub(super) block: u64,
+    /// What requests call its bytes: address or offset of the first one, and the index in the table of
+    /// registered buffers.
+    pub(super) base: Cell<u64>,
+    pub(super) buffer: Cell<u16>,
+    /// The upper half of the next use's name: it counts, so that each has a name of its own,
+    next_use: Cell<u32>,
     pub(super) core: Rc<Core>,
-    /// and which of these numbers are in flight, but for that of the use that is awaited: one that
+    /// and which of the sequence numbers are in flight, but for that of the use that is awaited: one that
     /// has come round may still be.
     sequences: [Cell<u64>; 4],
     /// For a fetch that has to be sent again through the pool.
@@ -84,19 +86,19 @@ pub(crate) struct Slot {
 
 /// Its parts.
 impl Slot {
-    pub(super) fn new(core: Rc<Core>, index: u16, next: u16, block: u64) -> Self {
-        let name = core.tag | u64::from(index) << user_data::SLOT_SHIFT;
+    pub(super) fn new(core: Rc<Core>, index: u16, next: u16) -> Self {
+        let name = core.tag | u64::from(index);
         Self {
             name: Cell::new(name),
             awaited: Cell::new(name),
-            awaited_result: Cell::new(NEVER),
             state: Cell::new(state::FREE),
             len: Cell::new(0),
             note: Cell::new(0),
             next: Cell::new(next),
             index,
-            sequence: Cell::new(0),
-            block,
+            base: Cell::new(core.block(index)),
+            buffer: Cell::new(core.pool_index),
+            next_use: Cell::new(FIRST_USE),
             core,
             sequences: Default::default(),
             source: Cell::new((Source::copied(Target::Fd(-1)), 0)),
@@ -130,16 +132,9 @@ impl Slot {
     /// Begins a new life, under a new name.
     #[inline(always)]
     pub(super) fn begin_life(&self) {
-        self.name.set(self.name.get() + 1);
-        if self.name.get() & user_data::GENERATION == 0 {
-            self.first_life();
-        }
-    }
-
-    /// The count of lives has run into the slot's number.
-    #[cold]
-    fn first_life(&self) {
-        self.name.set(self.name.get() - (user_data::GENERATION + 1));
+        const ONE: u64 = 1 << user_data::GENERATION_SHIFT;
+        const CARRY: u64 = user_data::LEASE + 1;
+        self.name.set(self.name.get() + ONE & !CARRY);
     }
 
     #[inline(always)]
@@ -162,7 +157,6 @@ impl Slot {
     }
 
     /// One more request names it.
-    #[inline(always)]
     pub(super) fn begin(&self) {
         self.state.set(self.state.get() + state::REQUEST);
     }
@@ -177,6 +171,13 @@ impl Slot {
     #[inline(always)]
     pub(super) fn lending(&self) -> Option<&Lending> {
         if self.is(state::LENT) { self.core.lending.as_ref() } else { None }
+    }
+
+    /// Its bytes are the pool's.
+    #[cold]
+    pub(super) fn fill_from_pool(&self) {
+        self.base.set(self.core.block(self.index));
+        self.buffer.set(self.core.pool_index);
     }
 
     /// Keeps what a chain does, for when its requests are made, or made again.
@@ -195,17 +196,23 @@ impl Slot {
 
 /// What is expected of it.
 impl Slot {
-    /// Says which completion a request or a chain should have.
+    /// Says which completion is awaited. The caller marks it.
     #[inline(always)]
-    pub(super) fn expect(&self, user_data: u64, result: u32) {
+    pub(super) fn expect(&self, user_data: u64) {
         self.awaited.set(user_data);
-        self.awaited_result.set(result as i32);
+    }
+
+    /// Whether this one is awaited, if any is.
+    #[inline(always)]
+    pub(super) fn expects(&self, user_data: u64) -> bool {
+        self.awaited.get() == user_data
     }
 
     /// Says that the end of a fetch, a chain or a release is not, or no longer, to be expected. From
     /// here on a chain keeps its progress.
     pub(super) fn expect_nothing(&self) {
-        if self.awaited_result.replace(NEVER) != NEVER {
+        if self.is(state::AWAITED) {
+            self.unmark(state::AWAITED);
             self.progress.set(Progress::default());
         }
     }
@@ -213,10 +220,16 @@ impl Slot {
     /// The same for a use, which is one of several from here on.
     #[cold]
     pub(super) fn expect_no_use(&self) {
-        if self.awaited_result.replace(NEVER) != NEVER {
-            let (word, bit) = self.sequence_bit(UseId::of(self.awaited.get()).sequence());
-            word.set(word.get() | bit);
+        if self.is(state::AWAITED) {
+            self.unmark(state::AWAITED);
+            self.keep_sequence(UseId::of(self.awaited.get()).sequence());
         }
+    }
+
+    /// Keeps the sequence number of a use that is not awaited.
+    pub(super) fn keep_sequence(&self, sequence: u8) {
+        let (word, bit) = self.sequence_bit(sequence);
+        word.set(word.get() | bit);
     }
 
     /// The caller's part of a name has changed.
@@ -229,43 +242,35 @@ impl Slot {
 
     /// The word and the bit of a use's sequence number.
     #[inline]
-    pub(super) fn sequence_bit(&self, sequence: u8) -> (&Cell<u64>, u64) {
+    fn sequence_bit(&self, sequence: u8) -> (&Cell<u64>, u64) {
         (&self.sequences[usize::from(sequence >> 6)], 1 << (sequence & 63))
     }
 
-    /// The next sequence number. Only where no use is in flight nobody can have it.
+    /// The upper half of the next use's name. Only where no use is in flight nobody can have it.
     #[inline(always)]
-    pub(super) fn next_sequence(&self) -> u8 {
-        self.sequence.replace(self.sequence.get().wrapping_add(1))
+    pub(super) fn next_use(&self) -> u32 {
+        self.next_use.replace(next_use(self.next_use.get()))
     }
 
-    /// A sequence number that no use in flight has. None of them is awaited then.
-    pub(super) fn take_sequence(&self) -> Option<u8> {
-        if self.requests() > 0 {
-            return self.search_sequence();
-        }
-        Some(self.next_sequence())
-    }
-
-    /// The same where there are uses in flight.
+    /// The same, with a sequence number that no use in flight has. None of them is awaited then.
     #[inline(never)]
-    fn search_sequence(&self) -> Option<u8> {
-        self.expect_no_use();
-        let next = self.sequence.get();
-        let sequence = (0..=u8::MAX).map(|step| next.wrapping_add(step)).find(|sequence| {
-            let (word, bit) = self.sequence_bit(*sequence);
-            word.get() & bit == 0
-        })?;
-        self.sequence.set(sequence.wrapping_add(1));
-        Some(sequence)
+    pub(super) fn free_use(&self) -> Option<u32> {
+        if self.requests() > 0 {
+            self.expect_no_use();
+        }
+        let taken = |upper: u32| {
+            let (word, bit) = self.sequence_bit(UseId::of(u64::from(upper) << 32).sequence());
+            word.get() & bit != 0
+        };
+        (0..=u8::MAX).map(|_| self.next_use()).find(|upper| !taken(*upper))
     }
 
     /// Ends a use; whether it was in flight.
     pub(super) fn end_use(&self, id: UseId) -> bool {
         // Whatever the caller's part of the name is.
         let same = (self.awaited.get() ^ id.user_data()) & !user_data::TOKEN == 0;
-        if same && self.awaited_result.get() != NEVER {
-            self.awaited_result.set(NEVER);
+        if same && self.is(state::AWAITED) {
+            self.unmark(state::AWAITED);
             return true;
         }
         let (word, bit) = self.sequence_bit(id.sequence());
@@ -285,7 +290,8 @@ impl Slot {
         }
     }
 
-    #[inline(never)]
+    // Not seldom, but the other way is to go straight on.
+    #[cold]
     fn let_go_tied(&self) {
         self.unmark(state::HELD);
         self.settle();

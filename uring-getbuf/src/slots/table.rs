@@ -15,12 +15,16 @@ use super::prepared::{Clear, Outgoing, Prepared, PreparedChain};
 use super::provided::{Provided, Resolved};
 use super::slot::{Slot, state};
 use crate::chain::Chain;
-use crate::consume::{Consumer, MAX_RANGES, Piece};
+use crate::consume::{Consumer, MAX_RANGES};
 use crate::engine::{Ending, Engine, Lender, Place, Source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::opcode::{Sqe, Target, read_fixed};
+use crate::opcode::{Sqe, read_fixed};
 use crate::pool::Pool;
 use crate::probe::Features;
+
+/// What ties a slot that is fetched into, and one that a chain goes through.
+const FETCH: u32 = state::HELD | state::FETCHING | state::AWAITED | state::REQUEST;
+const CHAIN: u32 = state::CHAINED | state::AWAITED | state::REQUEST;
 
 /// End of a list of slots.
 const NIL: u16 = u16::MAX;
@@ -61,7 +65,7 @@ pub(crate) struct Core {
     pub(super) lending: Option<Lending>,
     pub(super) pool: Option<Pool>,
     /// The pool's index in the ring's table.
-    pool_index: u16,
+    pub(super) pool_index: u16,
     /// How many slots there are.
     count: u16,
     /// The first slot of the free list.
@@ -128,7 +132,7 @@ impl Lending {
     #[inline(always)]
     fn fetch_to(&self, to: Place, slot: &Slot, source: Source, offset: u64, len: u32) -> Sqe {
         let lent = source.lent_by(self.lender).unwrap_or(source.file());
-        self.lender.fetch(lent, offset, len, self.first + slot.index, to)
+        self.lender.fetch(lent, offset, len, slot.buffer.get(), to)
     }
 
     /// Whether a chain ends with the release of its slot.
@@ -243,25 +247,9 @@ impl Core {
         self.outbox.get().0 != NIL || self.provided.as_ref().is_some_and(Provided::has_vacated)
     }
 
-    #[inline(always)]
-    fn read_request(&self, slot: &Slot, source: Target, offset: u64, len: u32) -> Sqe {
-        read_fixed(source, slot.block, len, self.pool_index, offset)
-    }
-
-    /// Bytes `start..start + len` of a slot, as the engine that serves it names them.
-    #[inline(always)]
-    pub(super) fn piece(
-        &self,
-        slot: &Slot,
-        lending: Option<&Lending>,
-        start: u32,
-        len: u32,
-    ) -> Piece {
-        let start = u64::from(start);
-        match lending {
-            Some(lending) => Piece { addr: start, len, index: lending.first + slot.index },
-            None => Piece { addr: slot.block + start, len, index: self.pool_index },
-        }
+    /// Where a slot's block of the pool begins; 0 without a pool.
+    pub(super) fn block(&self, index: u16) -> u64 {
+        self.pool.as_ref().map_or(0, |pool| pool.block(index) as u64)
     }
 
     /// How many requests a chain from this source will have.
@@ -316,8 +304,7 @@ impl Table {
         });
         let slot = |index: u16| {
             let next = if index + 1 < count { index + 1 } else { NIL };
-            let block = core.pool.as_ref().map_or(0, |pool| pool.block(index) as u64);
-            Rc::new(Slot::new(Rc::clone(&core), index, next, block))
+            Rc::new(Slot::new(Rc::clone(&core), index, next))
         };
         let slots = (0..count).map(slot).collect();
         Self { core, slots }
@@ -338,7 +325,7 @@ impl Table {
     ) -> Result<(Rc<Slot>, &Slot, Sqe)> {
         let (held, slot) = self.hold(len)?;
         slot.note.set(note);
-        let lending = self.serve(slot, source, state::HELD | state::FETCHING | state::REQUEST);
+        let lending = self.serve(slot, source, FETCH);
         if lending.is_some() {
             slot.source.set((source, offset));
         }
@@ -357,8 +344,7 @@ impl Table {
         slot.note.set(note);
         let fetch = (source, offset, len);
         // Straight code for each of the two.
-        let pushed = match self.serve(slot, source, state::HELD | state::FETCHING | state::REQUEST)
-        {
+        let pushed = match self.serve(slot, source, FETCH) {
             None => push(self.fetch_request(slot, None, fetch)),
             lending => {
                 slot.source.set((source, offset));
@@ -381,11 +367,11 @@ impl Table {
         let slot = self.reserve(chain.len)?;
         slot.note.set(note);
         let chain = Chain { consumer: chain.consumer.waiting_for_all(), ..chain };
-        let lending = self.serve(slot, chain.source, state::CHAINED | state::REQUEST);
+        let lending = self.serve(slot, chain.source, CHAIN);
         if lending.is_some() {
             slot.keep(&chain);
         }
-        Ok(ReadyChain { core: &self.core, slot, lending, chain })
+        Ok(ReadyChain { slot, lending, chain })
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -474,9 +460,12 @@ impl Table {
         if source.lent_by(lending.lender).is_none() && self.pool.is_some() {
             self.fallbacks.set(self.fallbacks.get() + 1);
             slot.state.set(ties | left);
+            slot.fill_from_pool();
             return None;
         }
         slot.state.set(ties | left | state::LENT);
+        slot.base.set(0);
+        slot.buffer.set(lending.first + slot.index);
         Some(lending)
     }
 
@@ -490,22 +479,24 @@ impl Table {
         slot.unmark(state::QUEUED);
         // Refused by the lender, and still counted as a request.
         if slot.is(state::FETCHING) {
+            slot.mark(state::AWAITED);
             let (source, offset) = slot.source.get();
             let fetch = (source, offset, slot.len.get());
             let request = self.fetch_request(slot, slot.lending(), fetch);
             return Some(Outgoing::Request(Prepared::new(request, slot, true)));
         }
         if slot.is(state::CHAINED) {
-            let (core, lending, chain) = (&self.core, slot.lending(), slot.kept());
-            let chain = ReadyChain { core, slot, lending, chain };
+            slot.mark(state::AWAITED);
+            let (lending, chain) = (slot.lending(), slot.kept());
+            let chain = ReadyChain { slot, lending, chain };
             return Some(Outgoing::Chain(PreparedChain::new(chain, true)));
         }
         slot.expect_no_use();
-        slot.mark(state::RELEASING);
+        slot.mark(state::RELEASING | state::AWAITED);
         slot.begin();
         let Lending { lender, first, .. } = self.lending.expect("only a lender installs buffers");
         let user_data = slot.user_data(Kind::Release);
-        slot.expect(user_data, 0);
+        slot.expect(user_data);
         Some(match lender.release(first + index) {
             Some(entry) => Outgoing::Request(Prepared::new(entry.user_data(user_data), slot, true)),
             None => Outgoing::Clear(Clear::new(slot, first + index, user_data)),
@@ -539,11 +530,12 @@ impl Table {
         (source, offset, len): (Source, u64, u32),
     ) -> Sqe {
         let user_data = slot.user_data(Kind::Fetch);
-        slot.expect(user_data, len);
-        match lending {
-            Some(lending) => lending.fetch(slot, source, offset, len).user_data(user_data),
-            None => self.read_request(slot, source.file(), offset, len).user_data(user_data),
-        }
+        slot.expect(user_data);
+        let request = match lending {
+            Some(lending) => lending.fetch(slot, source, offset, len),
+            None => read_request(slot, source, offset, len),
+        };
+        request.user_data(user_data)
     }
 
     /// A completion that names no slot at all. As [`Slot::otherwise`].
@@ -581,7 +573,6 @@ impl Table {
 
 /// A chain in its slot, whose requests can be made.
 pub(super) struct ReadyChain<'a> {
-    core: &'a Core,
     pub(super) slot: &'a Slot,
     /// Who serves it, if not the pool.
     lending: Option<&'a Lending>,
@@ -651,7 +642,7 @@ impl ReadyChain<'_> {
                 let hard = ending != Ending::Left;
                 (fetch, if hard { Flags::IO_HARDLINK } else { Flags::IO_LINK })
             }
-            None => (self.core.read_request(self.slot, source.file(), offset, len), Flags::IO_LINK),
+            None => (read_request(self.slot, source, offset, len), Flags::IO_LINK),
         };
         let user_data = self.user_data(Kind::ChainFetch, lending);
         fetch.flags(link | Flags::SKIP_SUCCESS).user_data(user_data)
@@ -660,8 +651,7 @@ impl ReadyChain<'_> {
     /// The consumer. The last request is the one that completes if all goes as asked.
     #[inline(always)]
     fn consume(&self, lending: Option<&Lending>) -> Sqe {
-        let Self { core, slot, chain: Chain { len, consumer, .. }, .. } = *self;
-        let piece = core.piece(slot, lending, 0, len);
+        let Self { slot, chain: Chain { len, consumer, .. }, .. } = *self;
         let user_data = self.user_data(Kind::ChainUse, lending);
         let flags = if lending.is_some_and(Lending::chain_releases) {
             match consumer {
@@ -670,10 +660,14 @@ impl ReadyChain<'_> {
                 _ => Flags::IO_HARDLINK | Flags::SKIP_SUCCESS,
             }
         } else {
-            slot.expect(user_data, len);
+            match consumer {
+                // Its completions have flags.
+                Consumer::SendZc { .. } => slot.expect_nothing(),
+                _ => slot.expect(user_data),
+            }
             Flags::empty()
         };
-        slot.consumer_request(piece, consumer).flags(flags).user_data(user_data)
+        slot.consumer_request(slot.bytes(0, len), consumer).flags(flags).user_data(user_data)
     }
 
     /// `None`: the chain does not end with the release.
@@ -684,9 +678,15 @@ impl ReadyChain<'_> {
         }
         let release = lending.lender.release(lending.first + self.slot.index)?;
         let user_data = self.user_data(Kind::ChainRelease, Some(lending));
-        self.slot.expect(user_data, 0);
+        self.slot.expect(user_data);
         Some(release.user_data(user_data))
     }
+}
+
+/// The request that reads into a slot's block of the pool.
+#[inline(always)]
+fn read_request(slot: &Slot, source: Source, offset: u64, len: u32) -> Sqe {
+    read_fixed(source.file(), slot.base.get(), len, slot.buffer.get(), offset)
 }
 
 /// Memory of providers.

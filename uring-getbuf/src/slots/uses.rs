@@ -42,7 +42,13 @@ impl Slot {
         if self.is(state::PROVIDED) {
             return self.provided_piece(start, len);
         }
-        self.core.piece(self, self.lending(), start, len)
+        self.bytes(start, len)
+    }
+
+    /// The same where they are not a provider's.
+    #[inline(always)]
+    pub(super) fn bytes(&self, start: u32, len: u32) -> Piece {
+        Piece { addr: self.base.get() + u64::from(start), len, index: self.buffer.get() }
     }
 
     #[cold]
@@ -94,32 +100,38 @@ impl Slot {
             self.core.features.need_send_zc()?;
         }
         let now = self.state.get();
-        let (piece, sequence) = if now & !(state::HELD | state::LENT) == 0 {
-            (self.core.piece(self, self.lending(), start, len), self.next_sequence())
+        let (piece, upper) = if now & !(state::HELD | state::LENT) == 0 {
+            (self.bytes(start, len), self.next_use())
         } else {
             let mut piece = Piece::default();
-            let sequence = self.use_crowded(start, len, &mut piece)?;
-            (piece, sequence)
+            let upper = self.use_crowded(start, len, &mut piece)?;
+            (piece, upper)
         };
-        self.state.set(now + state::REQUEST);
-        let user_data = self.use_name(Kind::Use, sequence, token);
-        self.expect(user_data, len);
+        let user_data = self.use_name(upper, token);
+        if matches!(consumer, Consumer::SendZc { .. }) {
+            // Its completions have flags.
+            self.keep_sequence(UseId::of(user_data).sequence());
+            self.begin();
+        } else {
+            self.state.set(self.state.get() + (state::REQUEST + state::AWAITED));
+            self.expect(user_data);
+        }
         Ok(self.consumer_request(piece, consumer).user_data(user_data))
     }
 
     /// The same where there is something else than a lease of one engine's memory, such as another
-    /// request: its piece and its sequence number.
-    #[inline(never)]
-    fn use_crowded(&self, start: u32, len: u32, piece: &mut Piece) -> Result<u8> {
+    /// request: its piece, and the upper half of its name.
+    #[cold]
+    fn use_crowded(&self, start: u32, len: u32, piece: &mut Piece) -> Result<u32> {
         *piece = self.piece(start, len);
-        self.take_sequence().ok_or_else(too_many_uses)
+        self.free_use().ok_or_else(too_many_uses)
     }
 
     /// The name of a use.
     #[inline(always)]
-    fn use_name(&self, kind: Kind, sequence: u8, token: u16) -> u64 {
-        self.user_data(kind)
-            | u64::from(sequence) << user_data::SEQUENCE_SHIFT
+    fn use_name(&self, upper: u32, token: u16) -> u64 {
+        self.user_data(Kind::Fetch)
+            | u64::from(upper) << 32
             | u64::from(token) << user_data::TOKEN_SHIFT
     }
 
@@ -163,13 +175,11 @@ impl Slot {
         } else {
             consume::writev_by_address(cell.as_ptr().cast(), count, sink, offset)
         };
-        let sequence = self.take_sequence().ok_or_else(too_many_uses)?;
-        // Its end is not awaited.
-        let (word, bit) = self.sequence_bit(sequence);
-        word.set(word.get() | bit);
+        let name = UseId::of(self.use_name(self.free_use().ok_or_else(too_many_uses)?, 0));
+        self.keep_sequence(name.sequence());
         self.begin();
         self.mark(state::RANGING);
-        Ok(request.user_data(self.use_name(Kind::UseRanges, sequence, 0)))
+        Ok(request.user_data(name.with(Kind::UseRanges)))
     }
 
     #[inline(always)]
