@@ -5,13 +5,14 @@
 //! ```text
 //! cargo bench -p uring-getbuf --bench overhead [-- NAME...]
 //! cargo bench -p uring-getbuf --bench overhead -- --profile NAME DEPTH
+//! cargo bench -p uring-getbuf --bench overhead -- --check
 //! ```
 //!
 //! It needs valgrind, whose callgrind counts the instructions; what the kernel executes is not
 //! among them. What a program does to find its lease again when it is told of a completion is: here
 //! a table by slot. Each way is run for so many leases and for twice as many, so that what is done once
 //! cancels out and the figures are exact. `--profile` leaves callgrind's file for
-//! `callgrind_annotate`.
+//! `callgrind_annotate`; `--check` fails where a lease costs more than it [may](MOST).
 //!
 //! With a ring, the source is /dev/zero and the sink /dev/null: both are served while they are
 //! submitted, so every run takes the same path. The ways whose names begin with "alone" make no
@@ -82,6 +83,12 @@ const WAYS: [Way; 16] = [
     way("alone-replace-opcode", Some("alone-builders-opcode"), alone_replace_opcode),
 ];
 
+/// How many instructions more than by hand a lease may take, with this many in flight. Nothing may
+/// allocate.
+const MOST: [(&str, f64); 4] =
+    [("slots-steps", 170.0), ("ring-steps", 255.0), ("slots-chain", 90.0), ("ring-chain", 150.0)];
+const MOST_DEPTH: u16 = 32;
+
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
 struct Counting;
@@ -125,8 +132,32 @@ fn main() -> Outcome {
             println!("{instructions} instructions for {} leases: see {file}", 20 * LEASES);
             Ok(())
         }
+        ["--check"] => check_all(),
         ref names => compare(names),
     }
+}
+
+/// Fails if a lease costs more than it may.
+fn check_all() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("callgrind");
+    let file = file.to_str().ok_or("the temporary folder's name is not text")?;
+    let mut failed = false;
+    for (name, most) in MOST {
+        let way = find(name)?;
+        let base = find(way.base.ok_or("it is compared with nothing")?)?;
+        let (instructions, allocations) = per_lease(way, MOST_DEPTH, file)?;
+        let over = instructions - per_lease(base, MOST_DEPTH, file)?.0;
+        let good = over <= most && allocations == 0.0;
+        let verdict = if good { "ok" } else { "FAILED" };
+        println!(
+            "{name}: {over:.1} instructions more than {}, {allocations:.2} allocations; it may be \
+             {most:.0} and none: {verdict}",
+            base.name
+        );
+        failed |= !good;
+    }
+    if failed { Err("a lease costs more than it may".into()) } else { Ok(()) }
 }
 
 /// Says how much code of the library's there is in this program, as far as it is not inlined into
@@ -181,11 +212,7 @@ fn compare(names: &[&str]) -> Outcome {
     let mut known = Vec::new();
     for way in wanted {
         for depth in DEPTHS {
-            let (once, twice) =
-                (count(way, depth, LEASES, file)?, count(way, depth, 2 * LEASES, file)?);
-            let per_lease = |once: u64, twice: u64| (twice as f64 - once as f64) / LEASES as f64;
-            let instructions = per_lease(once.0, twice.0);
-            let allocations = per_lease(once.1, twice.1);
+            let (instructions, allocations) = per_lease(way, depth, file)?;
             known.push((way.name, depth, instructions));
             let base = |name| known.iter().find(|(n, d, _)| *n == name && *d == depth);
             let over = way.base.and_then(base).map(|(name, _, base)| (instructions - base, *name));
@@ -198,6 +225,13 @@ fn compare(names: &[&str]) -> Outcome {
         }
     }
     if all { code_size() } else { Ok(()) }
+}
+
+/// Instructions and allocations of a lease.
+fn per_lease(way: &Way, depth: u16, file: &str) -> Result<(f64, f64), Box<dyn Error>> {
+    let (once, twice) = (count(way, depth, LEASES, file)?, count(way, depth, 2 * LEASES, file)?);
+    let per_lease = |once: u64, twice: u64| (twice as f64 - once as f64) / LEASES as f64;
+    Ok((per_lease(once.0, twice.0), per_lease(once.1, twice.1)))
 }
 
 /// Runs this program below callgrind: instructions, and allocations.

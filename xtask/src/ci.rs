@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use crate::command::{cargo, run};
+use crate::command::{cargo, find, run};
 use crate::totals::Totals;
 use crate::{bench, check, test};
 
@@ -22,6 +22,13 @@ pub(crate) fn run_all() -> Result<Totals> {
     totals.check("licences", check::licences);
     totals.check("the patches' header", check::header_of_the_patches);
     totals.add(test::all()?);
+    match find("valgrind") {
+        None => totals.skip("instructions of the safe layer", "valgrind is not installed"),
+        Some(_) => totals.check("instructions of the safe layer", || {
+            let overhead = ["bench", "--quiet", "--locked", "-p=uring-getbuf", "--bench=overhead"];
+            run(cargo(&overhead).args(["--", "--check"]))
+        }),
+    }
     match bench::obstacle() {
         Some(reason) => totals.skip("instructions per request", reason),
         None => totals.check("instructions per request", bench::check),

@@ -54,7 +54,7 @@ impl Kind {
 pub(super) const fn next_use(upper: u32) -> u32 {
     const ONE: u32 = 1 << (user_data::SEQUENCE_SHIFT - 32);
     const CARRY: u32 = 1 << (user_data::KIND_SHIFT - 32);
-    upper + ONE & !CARRY
+    (upper + ONE) & !CARRY
 }
 
 /// That of the first one.

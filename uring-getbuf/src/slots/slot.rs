@@ -58,12 +58,12 @@ pub(crate) struct Slot {
     /// If [so marked](state::AWAITED), the one completion that says that the last use has ended, or
     /// that a fetch, a chain or a release may have gone as asked.
     awaited: Cell<u64>,
-    /// See [`state`].
-    pub(super) state: Cell<u32>,
     /// Bytes asked for, then bytes there; of a fetch that has failed, the error.
     pub(super) len: Cell<u32>,
     /// What the driver wants to know when the fetch or the chain has ended.
     pub(super) note: Cell<u32>,
+    /// See [`state`].
+    pub(super) state: Cell<u32>,
     /// Next in the free list.
     pub(super) next: Cell<u16>,
     pub(super) index: u16,
@@ -134,7 +134,7 @@ impl Slot {
     pub(super) fn begin_life(&self) {
         const ONE: u64 = 1 << user_data::GENERATION_SHIFT;
         const CARRY: u64 = user_data::LEASE + 1;
-        self.name.set(self.name.get() + ONE & !CARRY);
+        self.name.set((self.name.get() + ONE) & !CARRY);
     }
 
     #[inline(always)]

@@ -112,7 +112,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "stale-completion",
         what: "the next lease of a slot has the name of the last one",
         file: SLOT,
-        from: "        self.name.set(self.name.get() + ONE & !CARRY);\n",
+        from: "        self.name.set((self.name.get() + ONE) & !CARRY);\n",
         to: "",
         test: model("generations_come_round"),
     },
@@ -137,7 +137,7 @@ pub(super) const FAULTS: &[Fault] = &[
         what: "what a chain without a release has fetched stays where its consumer fails",
         file: COMPLETE,
         from: "self.filled(lending.filter(|_| ending == Some(Ending::Left)), fetched);",
-        to: "self.filled(lending.filter(|_| progress.used.is_none()), fetched);",
+        to: "self.filled(lending.filter(|_| ending == Some(Ending::Left) && progress.used.is_none()), fetched);",
         test: model("the_table_does_what_the_model_says"),
     },
     Fault {
