@@ -301,7 +301,7 @@ impl Slots {
 
     /// The next request that the slots themselves need sent: the release of a lease that was let
     /// go, or a fetch that has to go through the pool after all. Push them before every submit.
-    #[inline]
+    #[inline(always)]
     pub fn next_request(&self) -> Option<Outgoing<'_>> {
         self.table.next_request()
     }

@@ -469,38 +469,73 @@ impl Table {
         Some(lending)
     }
 
+    #[inline(always)]
     pub(super) fn next_request(&self) -> Option<Outgoing<'_>> {
+        const RELEASED: u32 = state::LENT | state::QUEUED;
+        let (index, last) = self.outbox.get();
+        if index != NIL && self.slot(index).state.get() == RELEASED {
+            let (slot, lender) = (self.slot(index), self.lending.as_ref()?.lender);
+            if let Some(release) = lender.release(slot.buffer.get()) {
+                self.take_from_outbox(index, last);
+                let release = release.user_data(Self::begin_release(slot));
+                return Some(Outgoing::Request(Prepared::new(release, slot, true)));
+            }
+        }
+        // As in `Slot::told`.
+        let mut next = None;
+        self.next_otherwise(&mut next);
+        next
+    }
+
+    #[inline(always)]
+    fn take_from_outbox(&self, index: u16, last: u16) {
+        let next = self.queue[usize::from(index)].get();
+        self.outbox.set(if index == last { (NIL, NIL) } else { (next, last) });
+    }
+
+    /// A slot that waited for its release has it now; its name.
+    #[inline(always)]
+    fn begin_release(slot: &Slot) -> u64 {
+        const RELEASING: u32 = state::RELEASING + state::AWAITED + state::REQUEST;
+        slot.state.set(slot.state.get() - state::QUEUED + RELEASING);
+        let user_data = slot.user_data(Kind::Release);
+        slot.expect(user_data);
+        user_data
+    }
+
+    /// The same for a slot whose buffer somebody uses, and for whatever else has to be sent.
+    #[inline(never)]
+    fn next_otherwise<'a>(&'a self, outgoing: &mut Option<Outgoing<'a>>) {
         let (index, last) = self.outbox.get();
         if index == NIL {
-            return self.next_vacated().map(Outgoing::Clear);
+            *outgoing = self.next_vacated().map(Outgoing::Clear);
+            return;
         }
-        let (slot, next) = (self.slot(index), self.queue[usize::from(index)].get());
-        self.outbox.set(if index == last { (NIL, NIL) } else { (next, last) });
-        slot.unmark(state::QUEUED);
+        let slot = self.slot(index);
+        self.take_from_outbox(index, last);
         // Refused by the lender, and still counted as a request.
-        if slot.is(state::FETCHING) {
-            slot.mark(state::AWAITED);
+        *outgoing = Some(if slot.is(state::FETCHING) {
+            slot.state.set(slot.state.get() & !state::QUEUED | state::AWAITED);
             let (source, offset) = slot.source.get();
             let fetch = (source, offset, slot.len.get());
             let request = self.fetch_request(slot, slot.lending(), fetch);
-            return Some(Outgoing::Request(Prepared::new(request, slot, true)));
-        }
-        if slot.is(state::CHAINED) {
-            slot.mark(state::AWAITED);
+            Outgoing::Request(Prepared::new(request, slot, true))
+        } else if slot.is(state::CHAINED) {
+            slot.state.set(slot.state.get() & !state::QUEUED | state::AWAITED);
             let (lending, chain) = (slot.lending(), slot.kept());
             let chain = ReadyChain { slot, lending, chain };
-            return Some(Outgoing::Chain(PreparedChain::new(chain, true)));
-        }
-        slot.expect_no_use();
-        slot.mark(state::RELEASING | state::AWAITED);
-        slot.begin();
-        let Lending { lender, first, .. } = self.lending.expect("only a lender installs buffers");
-        let user_data = slot.user_data(Kind::Release);
-        slot.expect(user_data);
-        Some(match lender.release(first + index) {
-            Some(entry) => Outgoing::Request(Prepared::new(entry.user_data(user_data), slot, true)),
-            None => Outgoing::Clear(Clear::new(slot, first + index, user_data)),
-        })
+            Outgoing::Chain(PreparedChain::new(chain, true))
+        } else {
+            slot.expect_no_use();
+            let lending = self.lending.as_ref().expect("only a lender installs buffers");
+            let (place, user_data) = (slot.buffer.get(), Self::begin_release(slot));
+            match lending.lender.release(place) {
+                Some(release) => {
+                    Outgoing::Request(Prepared::new(release.user_data(user_data), slot, true))
+                }
+                None => Outgoing::Clear(Clear::new(slot, place, user_data)),
+            }
+        });
     }
 
     /// Sends away what replaced slots still hold.
