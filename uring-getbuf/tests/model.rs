@@ -14,6 +14,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use uring_getbuf::chain::{Chain, ChainOutcome};
 use uring_getbuf::consume::Consumer;
+use uring_getbuf::engine::Source;
 use uring_getbuf::lease::{Fetched, Installed, Lease, NotInstalled, Released};
 use uring_getbuf::opcode::Target;
 use uring_getbuf::slots::{DEFAULT_TAG, Event, LeaseId, MAX_SLOTS, Outgoing, Slots, UseId};
@@ -1038,6 +1039,28 @@ fn what_replaced_slots_hold_can_be_trimmed() {
     assert_eq!(slots.free(), 1);
     slots.trim();
     assert_eq!((slots.free(), slots.has_requests()), (1, false), "there is nothing left");
+}
+
+#[test]
+fn what_a_slot_holds_is_trimmed_also_after_a_lease_of_the_pool() {
+    let builder = Slots::builder(&Support::detect()).opcode(GET_BUF, Some(PUT_BUF), FIRST, 1);
+    let pool = Pool::new(1, BLOCK).expect("a pool");
+    let slots = builder.pool(pool, POOL_AT).replace(true).build().expect("slots");
+    let (lease, user_data) = name(&slots);
+    assert!(slots.complete(user_data, 4096, 0).is_some());
+    drop(lease);
+    let (lease, request) =
+        slots.fetch(Source::copied(Target::Fd(0)), 0, BLOCK).expect("the same slot");
+    let sqe = read(request.into_entry());
+    assert_eq!((sqe.opcode, sqe.buf_index), (READ_FIXED, POOL_AT));
+    assert!(slots.complete(sqe.user_data, 4096, 0).is_some());
+    drop(lease);
+    slots.trim();
+    let Some(Outgoing::Request(request)) = slots.next_request() else { panic!("the release") };
+    let sqe = read(request.into_entry());
+    assert_eq!((sqe.opcode, sqe.buf_index), (PUT_BUF, FIRST), "not the pool's");
+    assert!(slots.complete(sqe.user_data, 0, 0).is_some());
+    assert_eq!(slots.free(), 1);
 }
 
 #[test]

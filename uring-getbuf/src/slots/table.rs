@@ -122,6 +122,13 @@ impl Lending {
         Self { replace, ending, ..self }
     }
 
+    /// A slot's bytes are what is lent.
+    #[inline(always)]
+    fn fill(&self, slot: &Slot) {
+        slot.base.set(0);
+        slot.buffer.set(self.first + slot.index);
+    }
+
     /// The fetch into its slot.
     #[inline(always)]
     fn fetch(&self, slot: &Slot, source: Source, offset: u64, len: u32) -> Sqe {
@@ -464,8 +471,7 @@ impl Table {
             return None;
         }
         slot.state.set(ties | left | state::LENT);
-        slot.base.set(0);
-        slot.buffer.set(lending.first + slot.index);
+        lending.fill(slot);
         Some(lending)
     }
 
@@ -546,9 +552,10 @@ impl Table {
             self.freed.set(self.freed.get() - 1);
             let left = slot.is(state::LEFT);
             slot.state.set(0);
-            if left {
+            if let (true, Some(lending)) = (left, &self.lending) {
                 slot.begin_life();
                 slot.mark(state::LENT);
+                lending.fill(slot);
                 self.enqueue(slot);
             } else {
                 slot.vacate(0);
