@@ -137,6 +137,9 @@
 /** getbuf_event.kind: it carries the slots' tag and answers no request that is outstanding. */
 #define GETBUF_EVENT_STALE 6
 
+/** getbuf_event.kind, of getbuf_complete_batch(): the completion is the program's own. */
+#define GETBUF_EVENT_FOREIGN 7
+
 /** getbuf_event.flags: a GETBUF_EVENT_RETURNED for this request will follow. */
 #define GETBUF_EVENT_MORE 1
 
@@ -161,11 +164,28 @@ struct getbuf;
 /** What the running kernel offers. */
 struct getbuf_probe;
 
+/** A completion of io_uring, likewise. */
+struct io_uring_cqe;
+
 /** A request of io_uring, from `<liburing.h>` or `<linux/io_uring.h>`. */
 struct io_uring_sqe;
 
 /** What a provider is asked for, from `<getbuf_uapi.h>`. */
 struct iou_get_buf_info;
+
+/** A file that a request names. Zero what is not used. */
+struct getbuf_file {
+        /** A descriptor, open until the request has completed; or an index. */
+        int32_t fd;
+        /** GETBUF_FILE_*. */
+        uint32_t flags;
+        /** With GETBUF_FILE_BOUND. */
+        int32_t bound;
+        /** Of a sink: comes back in getbuf_event.token. */
+        uint16_t token;
+        /** 0. */
+        uint16_t reserved;
+};
 
 /**
  * Names a lease: a value, to copy, compare and forget. It stays recognisable when the lease is
@@ -174,6 +194,30 @@ struct iou_get_buf_info;
 struct getbuf_lease {
         /** Unique in the process, until some 67 million leases later. */
         uint64_t id;
+};
+
+/** What a chain is to do. */
+struct getbuf_chain {
+        /** sizeof(struct getbuf_chain). */
+        uint32_t size;
+        /** GETBUF_WRITE, GETBUF_SEND or GETBUF_SEND_ZC. */
+        uint32_t consumer;
+        /** Where the bytes come from, */
+        const struct getbuf_file *source;
+        /** from where in it, */
+        uint64_t offset;
+        /** how many, */
+        uint32_t len;
+        /** MSG_* of a send, */
+        int32_t send_flags;
+        /** where they go, */
+        const struct getbuf_file *sink;
+        /** and with GETBUF_WRITE to where in it. */
+        uint64_t sink_offset;
+        /** Comes back in getbuf_event.data. */
+        void *data;
+        /** 0. */
+        uint64_t reserved[2];
 };
 
 /** What a completion meant. Set size once; getbuf_complete() fills the rest. */
@@ -256,50 +300,12 @@ struct getbuf_stats {
         uint64_t stale;
 };
 
-/** A file that a request names. Zero what is not used. */
-struct getbuf_file {
-        /** A descriptor, open until the request has completed; or an index. */
-        int32_t fd;
-        /** GETBUF_FILE_*. */
-        uint32_t flags;
-        /** With GETBUF_FILE_BOUND. */
-        int32_t bound;
-        /** Of a sink: comes back in getbuf_event.token. */
-        uint16_t token;
-        /** 0. */
-        uint16_t reserved;
-};
-
 /** Bytes of a lease. */
 struct getbuf_range {
         /** The first. */
         uint32_t start;
         /** How many. */
         uint32_t len;
-};
-
-/** What a chain is to do. */
-struct getbuf_chain {
-        /** sizeof(struct getbuf_chain). */
-        uint32_t size;
-        /** GETBUF_WRITE, GETBUF_SEND or GETBUF_SEND_ZC. */
-        uint32_t consumer;
-        /** Where the bytes come from, */
-        const struct getbuf_file *source;
-        /** from where in it, */
-        uint64_t offset;
-        /** how many, */
-        uint32_t len;
-        /** MSG_* of a send, */
-        int32_t send_flags;
-        /** where they go, */
-        const struct getbuf_file *sink;
-        /** and with GETBUF_WRITE to where in it. */
-        uint64_t sink_offset;
-        /** Comes back in getbuf_event.data. */
-        void *data;
-        /** 0. */
-        uint64_t reserved[2];
 };
 
 /**
@@ -326,6 +332,46 @@ struct getbuf_provider {
 extern "C" {
 #endif // __cplusplus
 
+/**
+ * Fills count SQEs with as many fetches, each as getbuf_fetch() has it: the first at offset, each
+ * of the others where the one before it ends. The leases are in leases, which has room for count
+ * of them. 0; or an error, and then none is fetched.
+ *
+ * Errors as getbuf_fetch(); -ENOBUFS: fewer than count slots are free. Where NULL is among the
+ * SQEs: -EINVAL.
+ */
+int getbuf_fetch_batch(struct getbuf *getbuf,
+                       struct io_uring_sqe *const *sqes,
+                       uint32_t count,
+                       const struct getbuf_file *source,
+                       uint64_t offset,
+                       uint32_t len,
+                       void *data,
+                       struct getbuf_lease *leases);
+
+/**
+ * Fills count SQEs, consecutive ones of one submission, with as many chains as they are enough for,
+ * each as getbuf_chain() has it: the first as *what says, each of the others behind the one before
+ * it, in the source and in the sink. Their names are in leases, which has room for all of them. 0;
+ * or an error, and then none is started.
+ *
+ * Errors as getbuf_chain(); -EINVAL where count is not a multiple of getbuf_chain_len(), or NULL is
+ * among the SQEs; -ENOBUFS: fewer slots are free than there are chains.
+ */
+int getbuf_chain_batch(struct getbuf *getbuf,
+                       struct io_uring_sqe *const *sqes,
+                       uint32_t count,
+                       const struct getbuf_chain *what,
+                       struct getbuf_lease *leases);
+
+/**
+ * getbuf_release() for count leases. 0, or the error of the first that could not be released; the
+ * others are.
+ */
+int getbuf_release_batch(struct getbuf *getbuf,
+                         const struct getbuf_lease *leases,
+                         uint32_t count);
+
 /** Whether a completion with this user_data is for getbuf_complete(): 1 or 0. -EINVAL: NULL. */
 int getbuf_claims(const struct getbuf *getbuf,
                   uint64_t user_data);
@@ -342,6 +388,19 @@ int getbuf_complete(struct getbuf *getbuf,
                     int32_t res,
                     uint32_t flags,
                     struct getbuf_event *event);
+
+/**
+ * As getbuf_complete(), for count completions at once, as io_uring_peek_batch_cqe() gives them.
+ * events has room for as many; events->size is the size of each. events[i] is for cqes[i]: what
+ * getbuf_complete() would say, or GETBUF_EVENT_FOREIGN where the completion is not for these slots
+ * but for the program.
+ *
+ * How many are for the program. -EINVAL: NULL, or an events->size that is smaller than it ever was.
+ */
+int getbuf_complete_batch(struct getbuf *getbuf,
+                          struct io_uring_cqe *const *cqes,
+                          uint32_t count,
+                          struct getbuf_event *events);
 
 /**
  * Makes slots on the ring whose descriptor is ring_fd (struct io_uring's ring_fd), and registers

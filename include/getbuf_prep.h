@@ -15,6 +15,7 @@
 #ifndef LINUX_IO_URING_H
 #include <linux/io_uring.h>
 #endif
+#include <errno.h>
 #include <string.h>
 
 #include "getbuf_uapi.h"
@@ -157,6 +158,35 @@ static inline void io_uring_prep_getbuf_bind(struct io_uring_sqe *sqe,
 	cmd.version = GETBUF_ABI_VERSION;
 	getbuf_prep_cmd(sqe, device, GETBUF_CMD_BIND, &cmd);
 }
+
+#ifdef LIB_URING_H
+/*
+ * count SQEs for requests that belong together, such as those of a chain: all
+ * of them, or none where the queue has no room for so many. 0; -EAGAIN: submit,
+ * and try again. Only after <liburing.h>.
+ */
+static inline int getbuf_get_sqes(struct io_uring *ring,
+				  struct io_uring_sqe **sqes, unsigned count)
+{
+	const unsigned shift = ring->flags & IORING_SETUP_SQE128 ? 1 : 0;
+	struct io_uring_sq *sq = &ring->sq;
+	const unsigned tail = sq->sqe_tail, mask = *sq->kring_mask;
+	struct io_uring_sqe *sqe = sq->sqes + ((tail & mask) << shift);
+	struct io_uring_sqe *const end = sq->sqes + ((mask + 1) << shift);
+	unsigned i;
+
+	if (io_uring_sq_space_left(ring) < count)
+		return -EAGAIN;
+	for (i = 0; i < count; i++) {
+		sqes[i] = sqe;
+		sqe += 1U << shift;
+		if (sqe == end)
+			sqe = sq->sqes;
+	}
+	sq->sqe_tail = tail + count;
+	return 0;
+}
+#endif
 
 #ifdef __cplusplus
 }

@@ -4,8 +4,10 @@
  * once, writes each to /dev/null and releases it; prints the nanoseconds that
  * a lease took. What the bench beside it does in Rust.
  */
-#include <getbuf.h>
 #include <liburing.h>
+
+#include <getbuf.h>
+#include <getbuf_prep.h>
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -15,11 +17,17 @@
 
 #define BLOCK 4096
 #define DEPTH_MAX 64
+#define BATCH 32
 
 static struct io_uring ring;
 static struct getbuf *slots;
 static const struct getbuf_file src = { .fd = 0, .flags = GETBUF_FILE_FIXED };
 static const struct getbuf_file dst = { .fd = 1, .flags = GETBUF_FILE_FIXED };
+static const struct getbuf_chain chain = {
+	.size = sizeof(chain), .source = &src, .len = BLOCK,
+	.consumer = GETBUF_WRITE, .sink = &dst,
+};
+static unsigned chain_len;
 
 static void need(int ret, const char *what)
 {
@@ -32,76 +40,116 @@ static void need(int ret, const char *what)
 static void send_pending(void)
 {
 	struct io_uring_sqe *sqes[GETBUF_CHAIN_MAX];
-	int count, i;
+	int count;
 
 	while ((count = getbuf_pending(slots)) > 0) {
-		for (i = 0; i < count; i++)
-			sqes[i] = io_uring_get_sqe(&ring);
+		need(getbuf_get_sqes(&ring, sqes, (unsigned)count), "getbuf_get_sqes");
 		need(getbuf_next(slots, sqes, (uint32_t)count), "getbuf_next");
 	}
 }
 
-/* Waits for so many events of a kind, and takes all that are there. */
-static void wait_for(unsigned count, int kind, struct getbuf_lease *leases)
+/* One event of a kind, and whatever else is there. */
+static void wait_for_one(int kind, struct getbuf_lease *lease)
 {
 	struct getbuf_event event;
 	struct io_uring_cqe *cqe;
-	unsigned head, seen, there = 0;
+	int there = 0;
 
 	event.size = sizeof(event);
-	while (there < count) {
-		need(io_uring_submit_and_wait(&ring, count - there), "io_uring_submit_and_wait");
-		seen = 0;
-		io_uring_for_each_cqe(&ring, head, cqe) {
-			seen++;
-			if (getbuf_complete(slots, cqe->user_data, cqe->res, cqe->flags,
-					    &event) != kind)
+	while (!there) {
+		need(io_uring_submit_and_wait(&ring, 1), "io_uring_submit_and_wait");
+		while (io_uring_cq_ready(&ring)) {
+			need(io_uring_peek_cqe(&ring, &cqe), "io_uring_peek_cqe");
+			need(getbuf_complete(slots, cqe->user_data, cqe->res, cqe->flags, &event),
+			     "getbuf_complete");
+			io_uring_cqe_seen(&ring, cqe);
+			if (event.kind != kind)
 				continue;
 			need(event.res, "a request");
+			if (lease)
+				*lease = event.lease;
+			there = 1;
+		}
+	}
+}
+
+/* So many events of a kind, and whatever else is there. */
+static void wait_for(unsigned count, int kind, struct getbuf_lease *leases)
+{
+	struct io_uring_cqe *cqes[BATCH];
+	struct getbuf_event events[BATCH];
+	unsigned seen, i, there = 0;
+
+	events[0].size = sizeof(*events);
+	while (there < count) {
+		need(io_uring_submit_and_wait(&ring, count - there), "io_uring_submit_and_wait");
+		seen = io_uring_peek_batch_cqe(&ring, cqes, BATCH);
+		need(getbuf_complete_batch(slots, cqes, seen, events), "getbuf_complete_batch");
+		io_uring_cq_advance(&ring, seen);
+		for (i = 0; i < seen; i++) {
+			if (events[i].kind != kind)
+				continue;
+			need(events[i].res, "a request");
 			if (leases)
-				leases[there] = event.lease;
+				leases[there] = events[i].lease;
 			there++;
 		}
-		io_uring_cq_advance(&ring, seen);
 	}
 }
 
 static void steps(unsigned depth)
 {
+	struct io_uring_sqe *sqes[DEPTH_MAX];
 	struct getbuf_lease leases[DEPTH_MAX];
 	unsigned i;
 
-	for (i = 0; i < depth; i++)
-		need(getbuf_fetch(slots, io_uring_get_sqe(&ring), &src, 0, BLOCK, NULL,
-				  &leases[i]), "getbuf_fetch");
+	need(getbuf_get_sqes(&ring, sqes, depth), "getbuf_get_sqes");
+	need(getbuf_fetch_batch(slots, sqes, depth, &src, 0, BLOCK, NULL, leases),
+	     "getbuf_fetch_batch");
 	wait_for(depth, GETBUF_EVENT_FETCHED, leases);
+	need(getbuf_get_sqes(&ring, sqes, depth), "getbuf_get_sqes");
 	for (i = 0; i < depth; i++)
-		need(getbuf_write(slots, io_uring_get_sqe(&ring), leases[i], 0, BLOCK, &dst, 0),
-		     "getbuf_write");
+		need(getbuf_write(slots, sqes[i], leases[i], 0, BLOCK, &dst, 0), "getbuf_write");
 	wait_for(depth, GETBUF_EVENT_USED, NULL);
-	for (i = 0; i < depth; i++)
-		need(getbuf_release(slots, leases[i]), "getbuf_release");
+	need(getbuf_release_batch(slots, leases, depth), "getbuf_release_batch");
+	send_pending();
+}
+
+static void step(unsigned depth)
+{
+	struct getbuf_lease lease;
+
+	(void)depth;
+	need(getbuf_fetch(slots, io_uring_get_sqe(&ring), &src, 0, BLOCK, NULL, &lease),
+	     "getbuf_fetch");
+	wait_for_one(GETBUF_EVENT_FETCHED, &lease);
+	need(getbuf_write(slots, io_uring_get_sqe(&ring), lease, 0, BLOCK, &dst, 0),
+	     "getbuf_write");
+	wait_for_one(GETBUF_EVENT_USED, NULL);
+	need(getbuf_release(slots, lease), "getbuf_release");
 	send_pending();
 }
 
 static void chains(unsigned depth)
 {
-	struct getbuf_chain chain = {
-		.size = sizeof(chain), .source = &src, .len = BLOCK,
-		.consumer = GETBUF_WRITE, .sink = &dst,
-	};
+	struct io_uring_sqe *sqes[GETBUF_CHAIN_MAX * DEPTH_MAX];
+	struct getbuf_lease leases[DEPTH_MAX];
+
+	need(getbuf_get_sqes(&ring, sqes, chain_len * depth), "getbuf_get_sqes");
+	need(getbuf_chain_batch(slots, sqes, chain_len * depth, &chain, leases),
+	     "getbuf_chain_batch");
+	wait_for(depth, GETBUF_EVENT_CHAINED, NULL);
+}
+
+static void one_chain(unsigned depth)
+{
 	struct io_uring_sqe *sqes[GETBUF_CHAIN_MAX];
 	struct getbuf_lease lease;
-	int count = getbuf_chain_len(slots, &chain), j;
-	unsigned i;
 
-	need(count, "getbuf_chain_len");
-	for (i = 0; i < depth; i++) {
-		for (j = 0; j < count; j++)
-			sqes[j] = io_uring_get_sqe(&ring);
-		need(getbuf_chain(slots, sqes, (uint32_t)count, &chain, &lease), "getbuf_chain");
-	}
-	wait_for(depth, GETBUF_EVENT_CHAINED, NULL);
+	(void)depth;
+	need(getbuf_get_sqes(&ring, sqes, chain_len), "getbuf_get_sqes");
+	need(getbuf_chain(slots, sqes, chain_len, &chain, &lease), "getbuf_chain");
+	wait_for_one(GETBUF_EVENT_CHAINED, NULL);
 }
 
 static uint32_t engine_named(const char *name)
@@ -122,6 +170,7 @@ static unsigned long long now(void)
 int main(int argc, char **argv)
 {
 	struct getbuf_params params;
+	void (*run)(unsigned depth);
 	unsigned long long begin;
 	unsigned depth;
 	long leases, i;
@@ -147,9 +196,16 @@ int main(int argc, char **argv)
 	params.slots = (uint16_t)(2 * depth);
 	params.block_size = BLOCK;
 	need(getbuf_create(ring.ring_fd, &params, &slots), "getbuf_create");
+	need(getbuf_chain_len(slots, &chain), "getbuf_chain_len");
+	chain_len = (unsigned)getbuf_chain_len(slots, &chain);
+	/* One is asked for by itself, many are in batches. */
+	if (!strcmp(argv[1], "chain"))
+		run = depth == 1 ? one_chain : chains;
+	else
+		run = depth == 1 ? step : steps;
 	begin = now();
 	for (i = 0; i < leases; i += depth)
-		(strcmp(argv[1], "chain") ? steps : chains)(depth);
+		run(depth);
 	printf("%.1f\n", (double)(now() - begin) / (double)i);
 	need(getbuf_destroy(slots), "getbuf_destroy");
 	io_uring_queue_exit(&ring);

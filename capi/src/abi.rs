@@ -82,6 +82,8 @@ pub const GETBUF_EVENT_RELEASED: c_int = 4;
 pub const GETBUF_EVENT_CHAINED: c_int = 5;
 /// getbuf_event.kind: it carries the slots' tag and answers no request that is outstanding.
 pub const GETBUF_EVENT_STALE: c_int = 6;
+/// getbuf_event.kind, of getbuf_complete_batch(): the completion is the program's own.
+pub const GETBUF_EVENT_FOREIGN: c_int = 7;
 
 /// getbuf_event.flags: a GETBUF_EVENT_RETURNED for this request will follow.
 pub const GETBUF_EVENT_MORE: u32 = 1;
@@ -101,6 +103,12 @@ pub const GETBUF_CHAIN_USE_FAILED: u32 = 4;
 #[derive(Debug)]
 pub struct io_uring_sqe {
     _words: [u64; 8],
+}
+
+/// A completion of io_uring, likewise.
+#[derive(Debug)]
+pub struct io_uring_cqe {
+    _words: [u64; 2],
 }
 
 /// Names a lease: a value, to copy, compare and forget. It stays recognisable when the lease is

@@ -2,8 +2,7 @@
 //! What a completion meant.
 
 use std::ffi::c_int;
-use std::mem::MaybeUninit;
-use std::ptr;
+use std::{ptr, slice};
 
 use uring_getbuf::Errno;
 use uring_getbuf::chain::ChainOutcome;
@@ -11,11 +10,11 @@ use uring_getbuf::slots::Event;
 
 use crate::abi::{
     GETBUF_CHAIN_DONE, GETBUF_CHAIN_FETCH_FAILED, GETBUF_CHAIN_SHORT_FETCH, GETBUF_CHAIN_SHORT_USE,
-    GETBUF_CHAIN_USE_FAILED, GETBUF_EVENT_CHAINED, GETBUF_EVENT_FETCHED, GETBUF_EVENT_MORE,
-    GETBUF_EVENT_NONE, GETBUF_EVENT_RELEASED, GETBUF_EVENT_RETURNED, GETBUF_EVENT_STALE,
-    GETBUF_EVENT_USED, getbuf_event, getbuf_lease,
+    GETBUF_CHAIN_USE_FAILED, GETBUF_EVENT_CHAINED, GETBUF_EVENT_FETCHED, GETBUF_EVENT_FOREIGN,
+    GETBUF_EVENT_MORE, GETBUF_EVENT_NONE, GETBUF_EVENT_RELEASED, GETBUF_EVENT_RETURNED,
+    GETBUF_EVENT_STALE, GETBUF_EVENT_USED, getbuf_event, getbuf_lease, io_uring_cqe,
 };
-use crate::slots::{Held, getbuf};
+use crate::slots::getbuf;
 use crate::sqe::is_waste;
 
 /// Whether a completion with this user_data is for getbuf_complete(): 1 or 0. -EINVAL: NULL.
@@ -49,26 +48,81 @@ pub unsafe extern "C" fn getbuf_complete(
     event: *mut getbuf_event,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    let Some(getbuf) = (unsafe { getbuf.as_mut() }) else { return -libc::EINVAL };
-    // SAFETY: the caller's promise; it begins with its size.
-    let Some(size) = (unsafe { event.cast::<u32>().as_ref() }).copied() else {
+    let Some(getbuf) = (unsafe { getbuf.as_ref() }) else { return -libc::EINVAL };
+    if event.is_null() {
         return -libc::EINVAL;
-    };
+    }
+    // SAFETY: not null, and the caller's promise; it begins with its size.
+    if (unsafe { *event.cast::<u32>() } as usize) < size_of::<getbuf_event>() {
+        return -libc::EINVAL;
+    }
+    // SAFETY: the caller's promise.
+    if let Some(kind) = unsafe { complete_plainly(getbuf, user_data, res, event) } {
+        return kind;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { complete(getbuf, user_data, res, flags, event) }
+}
+
+/// As getbuf_complete(), for count completions at once, as io_uring_peek_batch_cqe() gives them.
+/// events has room for as many; events->size is the size of each. events[i] is for cqes[i]: what
+/// getbuf_complete() would say, or GETBUF_EVENT_FOREIGN where the completion is not for these slots
+/// but for the program.
+///
+/// How many are for the program. -EINVAL: NULL, or an events->size that is smaller than it ever was.
+///
+/// # Safety
+///
+/// `getbuf` is null or live; `cqes` is null or has `count` elements that can be read; `events` is
+/// null or has `count` elements that can be written to, each as large as the `size` of the first
+/// says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_complete_batch(
+    getbuf: *mut getbuf,
+    cqes: *const *mut io_uring_cqe,
+    count: u32,
+    events: *mut getbuf_event,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let Some(getbuf) = (unsafe { getbuf.as_ref() }) else { return -libc::EINVAL };
+    if cqes.is_null() || events.is_null() {
+        return -libc::EINVAL;
+    }
+    // SAFETY: not null, and the caller's promise; it begins with its size.
+    let size = unsafe { *events.cast::<u32>() };
     if (size as usize) < size_of::<getbuf_event>() {
         return -libc::EINVAL;
     }
-    // SAFETY: at least that large, and the caller's promise. What is in it does not matter.
-    let Some(event) = (unsafe { event.cast::<MaybeUninit<getbuf_event>>().as_mut() }) else {
-        return -libc::EINVAL;
-    };
-    match getbuf.slots.complete(user_data, res, flags) {
-        Some(told) => getbuf.tell(told, size, event),
-        None if is_waste(user_data, getbuf.tag) => {
-            event.write(getbuf_event { size, ..NONE });
-            GETBUF_EVENT_NONE
+    // SAFETY: the caller's promise.
+    let cqes = unsafe { slice::from_raw_parts(cqes.cast::<*const Cqe>(), count as usize) };
+    let (mut event, mut foreign) = (events, 0);
+    for cqe in cqes {
+        // SAFETY: the caller's promise.
+        let Cqe { user_data, res, flags } = unsafe { **cqe };
+        // SAFETY: the caller's promise.
+        unsafe { (*event).size = size };
+        // SAFETY: the caller's promise.
+        if unsafe { complete_plainly(getbuf, user_data, res, event) }.is_none() {
+            // SAFETY: the caller's promise.
+            let kind = unsafe { complete(getbuf, user_data, res, flags, event) };
+            if kind < 0 {
+                // SAFETY: the caller's promise.
+                unsafe { event.write(getbuf_event { size, kind: GETBUF_EVENT_FOREIGN, ..NONE }) };
+                foreign += 1;
+            }
         }
-        None => -libc::ENOENT,
+        event = event.wrapping_byte_add(size as usize);
     }
+    foreign
+}
+
+/// `struct io_uring_cqe` of `linux/io_uring.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Cqe {
+    user_data: u64,
+    res: i32,
+    flags: u32,
 }
 
 const NONE: getbuf_event = getbuf_event {
@@ -83,72 +137,90 @@ const NONE: getbuf_event = getbuf_event {
     reserved: 0,
 };
 
-#[inline]
-fn res(result: Result<u32, Errno>) -> i32 {
+/// What has gone as asked; `None`: it has not, and nothing has happened.
+///
+/// # Safety
+///
+/// `event` can be written to and knows its size.
+#[inline(always)]
+unsafe fn complete_plainly(
+    getbuf: &getbuf,
+    user_data: u64,
+    res: i32,
+    event: *mut getbuf_event,
+) -> Option<c_int> {
+    let tell = |event| match event {
+        Event::Fetched { result: Ok(bytes), .. } => (GETBUF_EVENT_FETCHED, bytes, 0),
+        Event::Used { id, result: Ok(bytes), .. } => (GETBUF_EVENT_USED, bytes, id.token()),
+        Event::Chained { outcome, .. } => (GETBUF_EVENT_CHAINED, outcome.moved(), 0),
+        _ => (GETBUF_EVENT_RELEASED, 0, 0),
+    };
+    let told = getbuf.slots.values().complete_plainly(user_data, res, tell);
+    let ((kind, bytes, token), value, data) = told?;
+    // SAFETY: the caller's promise.
+    let event = unsafe { &mut *event };
+    event.kind = kind;
+    event.lease = getbuf_lease { id: value };
+    event.data = data;
+    event.res = bytes as i32;
+    (event.flags, event.outcome) = (0, GETBUF_CHAIN_DONE);
+    (event.token, event.reserved) = (token, 0);
+    Some(kind)
+}
+
+/// What has not gone as asked.
+///
+/// # Safety
+///
+/// `event` can be written to and knows its size.
+#[inline(never)]
+unsafe fn complete(
+    getbuf: &getbuf,
+    user_data: u64,
+    res: i32,
+    flags: u32,
+    event: *mut getbuf_event,
+) -> c_int {
+    let (told, value, data) = match getbuf.slots.values().complete(user_data, res, flags) {
+        Some(told) => told,
+        None if is_waste(user_data, getbuf.tag) => (Event::Pending, 0, ptr::null_mut()),
+        None => return -libc::ENOENT,
+    };
+    let (kind, res, flags, outcome, token) = match told {
+        Event::Fetched { result, .. } => (GETBUF_EVENT_FETCHED, number(result), 0, 0, 0),
+        Event::Used { id, result, more } => {
+            let flags = if more { GETBUF_EVENT_MORE } else { 0 };
+            (GETBUF_EVENT_USED, number(result), flags, 0, id.token())
+        }
+        Event::Returned { id } => (GETBUF_EVENT_RETURNED, 0, 0, 0, id.token()),
+        Event::Released { .. } => (GETBUF_EVENT_RELEASED, 0, 0, 0, 0),
+        Event::Chained { outcome, .. } => {
+            let (outcome, res) = match outcome {
+                ChainOutcome::Done(bytes) => (GETBUF_CHAIN_DONE, bytes as i32),
+                ChainOutcome::ShortFetch(bytes) => (GETBUF_CHAIN_SHORT_FETCH, bytes as i32),
+                ChainOutcome::ShortUse(bytes) => (GETBUF_CHAIN_SHORT_USE, bytes as i32),
+                ChainOutcome::FetchFailed(errno) => (GETBUF_CHAIN_FETCH_FAILED, -errno.raw()),
+                ChainOutcome::UseFailed(errno) => (GETBUF_CHAIN_USE_FAILED, -errno.raw()),
+                // There are no others in this version.
+                _ => (GETBUF_CHAIN_USE_FAILED, -libc::EIO),
+            };
+            (GETBUF_EVENT_CHAINED, res, 0, outcome, 0)
+        }
+        Event::Stale => (GETBUF_EVENT_STALE, 0, 0, 0, 0),
+        _ => (GETBUF_EVENT_NONE, 0, 0, 0, 0),
+    };
+    let lease = getbuf_lease { id: value };
+    // SAFETY: the caller's promise.
+    let size = unsafe { (*event).size };
+    let filled = getbuf_event { size, kind, lease, data, res, flags, outcome, token, reserved: 0 };
+    // SAFETY: the caller's promise.
+    unsafe { event.write(filled) };
+    kind
+}
+
+fn number(result: Result<u32, Errno>) -> i32 {
     match result {
         Ok(bytes) => bytes as i32,
         Err(errno) => -errno.raw(),
-    }
-}
-
-impl getbuf {
-    /// Fills the event in, in each case at its place: it is one of the few things that C pays for
-    /// and Rust does not.
-    #[inline]
-    fn tell(&mut self, told: Event, size: u32, event: &mut MaybeUninit<getbuf_event>) -> c_int {
-        let mut fill = |kind, lease, data, res, flags, outcome, token| {
-            let (lease, reserved) = (getbuf_lease { id: lease }, 0);
-            event.write(getbuf_event {
-                size,
-                kind,
-                lease,
-                data,
-                res,
-                flags,
-                outcome,
-                token,
-                reserved,
-            });
-            kind
-        };
-        let slot = match told {
-            Event::Fetched { lease, .. } | Event::Released { lease } => lease.slot(),
-            Event::Used { id, .. } | Event::Returned { id } => id.lease().slot(),
-            Event::Chained { id, .. } => id.slot(),
-            _ => 0,
-        };
-        // The slots hold a slot until its last completion is there, so what the event is for is
-        // the last that was handed out.
-        let Some(place) = self.places.get_mut(usize::from(slot)) else { return -libc::EIO };
-        let (id, data) = (place.id, place.data);
-        match told {
-            Event::Fetched { result, .. } => {
-                place.settle();
-                fill(GETBUF_EVENT_FETCHED, id, data, res(result), 0, 0, 0)
-            }
-            Event::Used { id: request, result, more } => {
-                let flags = if more { GETBUF_EVENT_MORE } else { 0 };
-                fill(GETBUF_EVENT_USED, id, data, res(result), flags, 0, request.token())
-            }
-            Event::Returned { id: request } => {
-                fill(GETBUF_EVENT_RETURNED, id, data, 0, 0, 0, request.token())
-            }
-            Event::Released { .. } => fill(GETBUF_EVENT_RELEASED, id, data, 0, 0, 0, 0),
-            Event::Chained { outcome, .. } => {
-                place.put(Held::Nothing);
-                let (outcome, res) = match outcome {
-                    ChainOutcome::Done(bytes) => (GETBUF_CHAIN_DONE, bytes as i32),
-                    ChainOutcome::ShortFetch(bytes) => (GETBUF_CHAIN_SHORT_FETCH, bytes as i32),
-                    ChainOutcome::ShortUse(bytes) => (GETBUF_CHAIN_SHORT_USE, bytes as i32),
-                    ChainOutcome::FetchFailed(errno) => (GETBUF_CHAIN_FETCH_FAILED, -errno.raw()),
-                    ChainOutcome::UseFailed(errno) => (GETBUF_CHAIN_USE_FAILED, -errno.raw()),
-                    // There are no others in this version.
-                    _ => (GETBUF_CHAIN_USE_FAILED, -libc::EIO),
-                };
-                fill(GETBUF_EVENT_CHAINED, id, data, res, 0, outcome, 0)
-            }
-            Event::Stale => fill(GETBUF_EVENT_STALE, 0, ptr::null_mut(), 0, 0, 0, 0),
-            _ => fill(GETBUF_EVENT_NONE, 0, ptr::null_mut(), 0, 0, 0, 0),
-        }
     }
 }

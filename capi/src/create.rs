@@ -231,6 +231,8 @@ pub unsafe extern "C" fn getbuf_destroy(getbuf: *mut getbuf) -> c_int {
             LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(left);
             return in_flight.try_into().unwrap_or(c_int::MAX);
         }
+        // Providers are told.
+        getbuf.slots.values().release_all();
         // Where it fails, the table or the ring is gone already.
         let _ = if getbuf.table.is_ours {
             getbuf.ring.drop_table()

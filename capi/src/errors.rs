@@ -3,6 +3,7 @@
 
 use std::ffi::{c_char, c_int};
 
+use uring_getbuf::slots::Miss;
 use uring_getbuf::{Error, ErrorKind};
 
 use crate::abi::{
@@ -35,6 +36,17 @@ pub(crate) fn number(error: Error) -> c_int {
         ErrorKind::NoRegion => libc::ENOSPC,
         ErrorKind::Provider => libc::EPROTO,
         _ => error.raw_os_error().unwrap_or(libc::EIO),
+    }
+}
+
+/// The error number for a value that names no lease, or none that is ready.
+#[cold]
+pub(crate) fn missed(miss: Miss) -> c_int {
+    match miss {
+        Miss::Invalid => libc::EINVAL,
+        Miss::WrongSlots => libc::EXDEV,
+        Miss::Over => libc::ENOENT,
+        Miss::Pending => libc::EBUSY,
     }
 }
 

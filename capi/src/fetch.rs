@@ -3,57 +3,96 @@
 //! its ring.
 
 use std::ffi::{c_int, c_void};
-use std::ops::Range;
+use std::mem::MaybeUninit;
 use std::slice;
 
+use io_uring::squeue::Entry;
 use io_uring::types::{Fd, Fixed};
 use uring_getbuf::SendFlags;
 use uring_getbuf::chain::Chain;
 use uring_getbuf::consume::Consumer;
 use uring_getbuf::engine::Source;
 use uring_getbuf::opcode::Target;
-use uring_getbuf::slots::{DEFAULT_TAG, Outgoing};
+use uring_getbuf::slots::{DEFAULT_TAG, Outgoing, Values};
 
 use crate::abi::{
-    GETBUF_FILE_BOUND, GETBUF_FILE_BOUND_FIXED, GETBUF_FILE_COPIED, GETBUF_FILE_FIXED,
-    GETBUF_RANGES_MAX, GETBUF_SEND, GETBUF_SEND_ZC, GETBUF_WRITE, getbuf_chain, getbuf_file,
-    getbuf_lease, getbuf_range, io_uring_sqe,
+    GETBUF_CHAIN_MAX, GETBUF_FILE_BOUND, GETBUF_FILE_BOUND_FIXED, GETBUF_FILE_COPIED,
+    GETBUF_FILE_FIXED, GETBUF_RANGES_MAX, GETBUF_SEND, GETBUF_SEND_ZC, GETBUF_WRITE, getbuf_chain,
+    getbuf_file, getbuf_lease, getbuf_range, io_uring_sqe,
 };
 use crate::create::read_sized;
-use crate::errors::{Outcome, number, told};
-use crate::slots::{Held, getbuf};
-use crate::sqe::{Sqes, fill, waste};
+use crate::errors::{Outcome, missed, number, told};
+use crate::slots::getbuf;
+use crate::sqe::{Sqes, entry, waste};
 
 const FILE_FLAGS: u32 =
     GETBUF_FILE_FIXED | GETBUF_FILE_COPIED | GETBUF_FILE_BOUND | GETBUF_FILE_BOUND_FIXED;
 
-/// Looks at a file that C names.
+/// # Safety
 ///
+/// `getbuf` is null or live.
+#[inline(always)]
+pub(crate) unsafe fn slots<'a>(getbuf: *const getbuf) -> Option<Values<'a>> {
+    // SAFETY: the caller's promise.
+    Some(unsafe { getbuf.as_ref() }?.slots.values())
+}
+
 /// # Safety
 ///
 /// `file` is null or can be read.
-#[inline]
-unsafe fn file<'a>(file: *const getbuf_file) -> Outcome<&'a getbuf_file> {
+#[inline(always)]
+pub(crate) unsafe fn plain(file: *const getbuf_file) -> Option<Target> {
     // SAFETY: the caller's promise.
-    let file = unsafe { file.as_ref() }.ok_or(libc::EINVAL)?;
-    if file.flags & !FILE_FLAGS != 0 || file.reserved != 0 {
-        return Err(libc::EINVAL);
-    }
-    Ok(file)
+    unsafe { file.as_ref() }?.plain()
 }
 
 impl getbuf_file {
-    #[inline]
+    #[inline(always)]
+    fn head(&self) -> u64 {
+        u64::from(self.fd as u32) | u64::from(self.flags) << 32
+    }
+
+    #[inline(always)]
+    fn named(&self) -> Target {
+        if self.flags & GETBUF_FILE_FIXED != 0 {
+            Fixed(self.fd as u32).into()
+        } else {
+            Fd(self.fd).into()
+        }
+    }
+
+    /// The file as most programs name one: a number, or an index, and nothing else.
+    #[inline(always)]
+    fn plain(&self) -> Option<Target> {
+        let unusual = !(u64::from(i32::MAX as u32) | u64::from(GETBUF_FILE_FIXED) << 32);
+        if self.head() & unusual != 0 || self.reserved != 0 { None } else { Some(self.named()) }
+    }
+
     fn target(&self) -> Outcome<Target> {
+        match self.plain() {
+            Some(target) => Ok(target),
+            None => self.other_target(),
+        }
+    }
+
+    #[cold]
+    fn other_target(&self) -> Outcome<Target> {
+        if self.flags & !FILE_FLAGS != 0 || self.reserved != 0 {
+            return Err(libc::EINVAL);
+        }
         target(self.fd, self.flags & GETBUF_FILE_FIXED != 0)
     }
 
-    #[inline]
     fn source(&self) -> Outcome<Source> {
-        let target = self.target()?;
-        if self.flags & !GETBUF_FILE_FIXED == 0 {
-            return Ok(target.into());
+        match self.plain() {
+            Some(target) => Ok(target.into()),
+            None => self.other_source(),
         }
+    }
+
+    #[cold]
+    fn other_source(&self) -> Outcome<Source> {
+        let target = self.other_target()?;
         if self.flags & GETBUF_FILE_COPIED != 0 {
             return Ok(Source::copied(target));
         }
@@ -65,7 +104,6 @@ impl getbuf_file {
     }
 }
 
-#[inline]
 fn target(fd: c_int, fixed: bool) -> Outcome<Target> {
     match (u32::try_from(fd), fixed) {
         (Ok(index), true) => Ok(Fixed(index).into()),
@@ -99,22 +137,30 @@ fn send_flags(bits: c_int) -> Outcome<SendFlags> {
 unsafe fn request(
     getbuf: *mut getbuf,
     sqe: *mut io_uring_sqe,
-    make: impl FnOnce(&mut getbuf, *mut io_uring_sqe) -> Outcome,
+    make: impl FnOnce(&getbuf, &mut MaybeUninit<Entry>) -> Outcome,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    let (made, tag) = match unsafe { getbuf.as_mut() } {
-        Some(getbuf) if !sqe.is_null() => (make(getbuf, sqe), getbuf.tag),
-        Some(getbuf) => (Err(libc::EINVAL), getbuf.tag),
-        None => (Err(libc::EINVAL), DEFAULT_TAG),
+    let made = match (unsafe { getbuf.as_ref() }, unsafe { entry(sqe) }) {
+        (Some(getbuf), Some(entry)) => make(getbuf, entry),
+        _ => Err(libc::EINVAL),
     };
     match made {
         Ok(()) => 0,
-        Err(errno) => {
-            // SAFETY: the caller's promise.
-            unsafe { waste(sqe, tag) };
-            -errno
-        }
+        // SAFETY: the caller's promise.
+        Err(errno) => unsafe { refuse(getbuf, sqe, errno) },
     }
+}
+
+/// # Safety
+///
+/// As [`request`].
+#[cold]
+unsafe fn refuse(getbuf: *const getbuf, sqe: *mut io_uring_sqe, errno: c_int) -> c_int {
+    // SAFETY: the caller's promise.
+    let tag = unsafe { getbuf.as_ref() }.map_or(DEFAULT_TAG, |getbuf| getbuf.tag);
+    // SAFETY: the caller's promise.
+    unsafe { waste(sqe, tag) };
+    -errno
 }
 
 /// Reserves a slot and fills sqe with the fetch of up to len bytes at offset of source
@@ -141,21 +187,45 @@ pub unsafe extern "C" fn getbuf_fetch(
     data: *mut c_void,
     lease: *mut getbuf_lease,
 ) -> c_int {
-    let make = |getbuf: &mut getbuf, sqe| {
+    // SAFETY: the caller's promise.
+    if let Some(slots) = unsafe { slots(getbuf) }
         // SAFETY: the caller's promise.
-        let source = unsafe { file(source) }?.source()?;
-        if lease.is_null() || len == 0 || len > getbuf.slots.max_fetch() {
-            return Err(libc::EINVAL);
-        }
-        if getbuf.slots.free() == 0 {
-            return Err(libc::ENOBUFS);
-        }
-        let (fetched, request) = getbuf.slots.fetch(source, offset, len).map_err(number)?;
-        // SAFETY: not null, and the caller's promise.
-        unsafe { fill(sqe, &request.into_entry()) };
-        let value = getbuf.hand_out(fetched.id().slot(), Held::Fetched(fetched), data);
-        // SAFETY: not null, and the caller's promise.
-        unsafe { *lease = value };
+        && let Some(entry) = unsafe { entry(sqe) }
+        // SAFETY: the caller's promise.
+        && let Some(plain) = unsafe { plain(source) }
+        // SAFETY: the caller's promise.
+        && let Some(lease) = unsafe { lease.as_mut() }
+        && let Some(value) = slots.fetch_plainly(entry, (plain, offset, len), data)
+    {
+        lease.id = value;
+        return 0;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { fetch(getbuf, sqe, source, offset, len, data, lease) }
+}
+
+/// The same in all cases.
+///
+/// # Safety
+///
+/// As [`getbuf_fetch`].
+#[inline(never)]
+pub(crate) unsafe fn fetch(
+    getbuf: *mut getbuf,
+    sqe: *mut io_uring_sqe,
+    source: *const getbuf_file,
+    offset: u64,
+    len: u32,
+    data: *mut c_void,
+    lease: *mut getbuf_lease,
+) -> c_int {
+    let make = |getbuf: &getbuf, sqe: &mut _| {
+        // SAFETY: the caller's promise.
+        let source = unsafe { source.as_ref() }.ok_or(libc::EINVAL)?.source()?;
+        // SAFETY: the caller's promise.
+        let lease = unsafe { lease.as_mut() }.ok_or(libc::EINVAL)?;
+        let fetch = (source, offset, len);
+        lease.id = getbuf.slots.values().fetch(sqe, fetch, data).map_err(number)?;
         Ok(())
     };
     // SAFETY: the caller's promise.
@@ -176,16 +246,12 @@ unsafe fn consume(
     sink: *const getbuf_file,
     consumer: impl FnOnce(Target) -> Outcome<Consumer>,
 ) -> c_int {
-    let make = |getbuf: &mut getbuf, sqe| {
-        let lease = getbuf.installed(lease)?;
+    let make = |getbuf: &getbuf, sqe: &mut _| {
+        let lease = getbuf.slots.values().installed(lease.id).map_err(missed)?;
         // SAFETY: the caller's promise.
-        let sink = unsafe { file(sink) }?;
-        let end = range.start.checked_add(range.len).ok_or(libc::ERANGE)?;
+        let sink = unsafe { sink.as_ref() }.ok_or(libc::EINVAL)?;
         let consumer = consumer(sink.target()?)?;
-        let request = lease.consume(range.start..end, consumer).map_err(number)?;
-        // SAFETY: not null, and the caller's promise.
-        unsafe { fill(sqe, &request.token(sink.token).into_entry()) };
-        Ok(())
+        lease.consume(sqe, (range.start, range.len), consumer, sink.token).map_err(number)
     };
     // SAFETY: the caller's promise.
     unsafe { request(getbuf, sqe, make) }
@@ -205,6 +271,37 @@ unsafe fn consume(
 /// `getbuf` is null or live; the others are null or what their types say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getbuf_write(
+    getbuf: *mut getbuf,
+    sqe: *mut io_uring_sqe,
+    lease: getbuf_lease,
+    start: u32,
+    len: u32,
+    sink: *const getbuf_file,
+    offset: u64,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    if let Some(slots) = unsafe { slots(getbuf) }
+        // SAFETY: the caller's promise.
+        && let Some(entry) = unsafe { entry(sqe) }
+        // SAFETY: the caller's promise.
+        && let Some(plain) = unsafe { plain(sink) }
+        && let Some(lease) = slots.installed_plainly(lease.id)
+        // SAFETY: `plain` has read it.
+        && lease.write_plainly(entry, (start, len), (plain, offset), unsafe { (*sink).token })
+    {
+        return 0;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { write(getbuf, sqe, lease, start, len, sink, offset) }
+}
+
+/// The same in all cases.
+///
+/// # Safety
+///
+/// As [`getbuf_write`].
+#[inline(never)]
+unsafe fn write(
     getbuf: *mut getbuf,
     sqe: *mut io_uring_sqe,
     lease: getbuf_lease,
@@ -283,25 +380,17 @@ pub unsafe extern "C" fn getbuf_writev(
     sink: *const getbuf_file,
     offset: u64,
 ) -> c_int {
-    let make = |getbuf: &mut getbuf, sqe| {
-        let lease = getbuf.installed(lease)?;
+    let make = |getbuf: &getbuf, sqe: &mut MaybeUninit<Entry>| {
+        let lease = getbuf.slots.values().installed(lease.id).map_err(missed)?;
         // SAFETY: the caller's promise.
-        let sink = unsafe { file(sink) }?;
+        let sink = unsafe { sink.as_ref() }.ok_or(libc::EINVAL)?;
         if ranges.is_null() || count == 0 || count > GETBUF_RANGES_MAX {
             return Err(libc::EINVAL);
         }
         // SAFETY: the caller's promise.
-        let given = unsafe { slice::from_raw_parts(ranges, count as usize) };
-        let mut ranges: [Range<u32>; GETBUF_RANGES_MAX as usize] = Default::default();
-        for (range, given) in ranges.iter_mut().zip(given) {
-            let end = given.start.checked_add(given.len).ok_or(libc::ERANGE)?;
-            *range = given.start..end;
-        }
-        let ranges = ranges.get(..given.len()).unwrap_or_default();
-        let request = lease.writev(ranges, sink.target()?, offset).map_err(number)?;
-        // SAFETY: not null, and the caller's promise.
-        unsafe { fill(sqe, &request.token(sink.token).into_entry()) };
-        Ok(())
+        let ranges = unsafe { slice::from_raw_parts(ranges, count as usize) };
+        let ranges = ranges.iter().map(|range| (range.start, range.len));
+        lease.writev(sqe, ranges, (sink.target()?, offset), sink.token).map_err(number)
     };
     // SAFETY: the caller's promise.
     unsafe { request(getbuf, sqe, make) }
@@ -320,21 +409,30 @@ const CHAIN: getbuf_chain = getbuf_chain {
     reserved: [0; 2],
 };
 
+/// Looks at a chain that C describes.
+///
 /// # Safety
 ///
 /// As [`getbuf_chain()`].
-unsafe fn chain(chain: *const getbuf_chain) -> Outcome<(getbuf_chain, Source)> {
-    if chain.is_null() {
+#[inline(always)]
+pub(crate) unsafe fn described<T>(
+    chain: *const getbuf_chain,
+    take: impl FnOnce(&getbuf_chain) -> Outcome<T>,
+) -> Outcome<T> {
+    let other;
+    // SAFETY: the caller's promise.
+    let chain = match unsafe { chain.as_ref() }.ok_or(libc::EINVAL)? {
+        chain if chain.size as usize == size_of::<getbuf_chain>() => chain,
+        chain => {
+            // SAFETY: the caller's promise.
+            other = unsafe { read_sized(chain, size_of::<getbuf_chain>(), CHAIN) }?;
+            &other
+        }
+    };
+    if chain.reserved[0] | chain.reserved[1] != 0 {
         return Err(libc::EINVAL);
     }
-    // SAFETY: the caller's promise.
-    let chain = unsafe { read_sized(chain, size_of::<getbuf_chain>(), CHAIN) }?;
-    if chain.reserved != [0; 2] {
-        return Err(libc::EINVAL);
-    }
-    // SAFETY: the caller's promise.
-    let source = unsafe { file(chain.source) }?.source()?;
-    Ok((chain, source))
+    take(chain)
 }
 
 /// How many SQEs getbuf_chain() will take for a chain: 2 or GETBUF_CHAIN_MAX.
@@ -353,9 +451,13 @@ pub unsafe extern "C" fn getbuf_chain_len(
 ) -> c_int {
     // SAFETY: the caller's promise.
     let Some(getbuf) = (unsafe { getbuf.as_ref() }) else { return -libc::EINVAL };
+    let len = |what: &getbuf_chain| {
+        // SAFETY: the caller's promise.
+        let source = unsafe { what.source.as_ref() }.ok_or(libc::EINVAL)?.source()?;
+        Ok(getbuf.slots.chain_len(source) as c_int)
+    };
     // SAFETY: the caller's promise.
-    let source = unsafe { chain(what) };
-    told(source.map(|(_, source)| getbuf.slots.chain_len(source) as c_int))
+    told(unsafe { described(what, len) })
 }
 
 /// Reserves a slot and fills count SQEs, consecutive ones of one submission, with fetch, consume
@@ -378,17 +480,87 @@ pub unsafe extern "C" fn getbuf_chain(
     lease: *mut getbuf_lease,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    let sqes = unsafe { Sqes::new(sqes, count) };
+    if let Some(slots) = unsafe { slots(getbuf) }
+        && !sqes.is_null()
+        && count <= GETBUF_CHAIN_MAX
+        // SAFETY: the caller's promise.
+        && let Some(what) = unsafe { what.as_ref() }
+        && what.is_plain()
+        // SAFETY: the caller's promise.
+        && let Some((source, sink)) = unsafe { plain_pair(what.source, what.sink) }
+        // SAFETY: the caller's promise.
+        && let Some(lease) = unsafe { lease.as_mut() }
+    {
+        // SAFETY: the caller's promise; a null pointer is `None`.
+        let requests = unsafe { slice::from_raw_parts(sqes.cast(), count as usize) };
+        let len = what.len;
+        let wanted = || {
+            let consumer = Consumer::Write { sink, offset: what.sink_offset };
+            Chain::new(source, what.offset, len, consumer)
+        };
+        let data = || what.data;
+        // SAFETY: the caller's promise.
+        if let Some(value) = unsafe { slots.chain_plainly(requests, (source, len), wanted, data) } {
+            lease.id = value;
+            return 0;
+        }
+    }
     // SAFETY: the caller's promise.
-    let Some(getbuf) = (unsafe { getbuf.as_mut() }) else {
-        sqes.waste(DEFAULT_TAG);
-        return -libc::EINVAL;
-    };
-    let start = |getbuf: &mut getbuf| {
+    unsafe { chain(getbuf, sqes, count, what, lease) }
+}
+
+/// # Safety
+///
+/// Each is null or can be read.
+#[inline(always)]
+pub(crate) unsafe fn plain_pair(
+    one: *const getbuf_file,
+    other: *const getbuf_file,
+) -> Option<(Target, Target)> {
+    // SAFETY: the caller's promise.
+    let (one, other) = (unsafe { one.as_ref() }?, unsafe { other.as_ref() }?);
+    let unusual = !(u64::from(i32::MAX as u32) | u64::from(GETBUF_FILE_FIXED) << 32);
+    if (one.head() | other.head()) & unusual != 0 || one.reserved | other.reserved != 0 {
+        return None;
+    }
+    Some((one.named(), other.named()))
+}
+
+impl getbuf_chain {
+    /// Whether it is of this version and ends with a write.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        let head = u64::from(self.size) | u64::from(self.consumer) << 32;
+        let plain = size_of::<Self>() as u64 | u64::from(GETBUF_WRITE) << 32;
+        let rest = self.reserved[0] | self.reserved[1] | u64::from(self.send_flags as u32);
+        head == plain && rest == 0
+    }
+}
+
+/// The same in all cases.
+///
+/// # Safety
+///
+/// As [`getbuf_chain()`].
+#[inline(never)]
+pub(crate) unsafe fn chain(
+    getbuf: *mut getbuf,
+    sqes: *const *mut io_uring_sqe,
+    count: u32,
+    what: *const getbuf_chain,
+    lease: *mut getbuf_lease,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let sqes = unsafe { Sqes::new(sqes, count) };
+    let start = |what: &getbuf_chain| {
         // SAFETY: the caller's promise.
-        let (what, source) = unsafe { chain(what) }?;
+        let getbuf = unsafe { getbuf.as_ref() }.ok_or(libc::EINVAL)?;
         // SAFETY: the caller's promise.
-        let sink = unsafe { file(what.sink) }?.target()?;
+        let source = unsafe { what.source.as_ref() }.ok_or(libc::EINVAL)?.source()?;
+        // SAFETY: the caller's promise.
+        let sink = unsafe { what.sink.as_ref() }.ok_or(libc::EINVAL)?.target()?;
+        // SAFETY: the caller's promise.
+        let lease = unsafe { lease.as_mut() }.ok_or(libc::EINVAL)?;
         let consumer = match what.consumer {
             GETBUF_WRITE if what.send_flags == 0 => {
                 Consumer::Write { sink, offset: what.sink_offset }
@@ -397,26 +569,28 @@ pub unsafe extern "C" fn getbuf_chain(
             GETBUF_SEND_ZC => Consumer::SendZc { sink, flags: send_flags(what.send_flags)? },
             _ => return Err(libc::EINVAL),
         };
-        if lease.is_null() || what.len == 0 || what.len > getbuf.slots.max_fetch() {
-            return Err(libc::EINVAL);
-        }
-        sqes.check(getbuf.slots.chain_len(source))?;
-        if getbuf.slots.free() == 0 {
-            return Err(libc::ENOBUFS);
-        }
         let chain = Chain::new(source, what.offset, what.len, consumer);
-        let (id, requests) = getbuf.slots.chain(chain).map_err(number)?;
-        requests.with_entries(|entries| sqes.fill(entries));
-        let value = getbuf.hand_out(id.slot(), Held::Chain, what.data);
-        // SAFETY: not null, and the caller's promise.
-        unsafe { *lease = value };
+        // SAFETY: the caller's promise.
+        let value = unsafe { getbuf.slots.values().chain(sqes.entries(), chain, what.data) };
+        lease.id = value.map_err(number)?.ok_or(libc::EINVAL)?;
         Ok(0)
     };
-    let started = start(getbuf);
-    if started.is_err() {
-        sqes.waste(getbuf.tag);
+    // SAFETY: the caller's promise.
+    match unsafe { described(what, start) } {
+        Ok(_) => 0,
+        // SAFETY: the caller's promise.
+        Err(errno) => unsafe { refuse_all(getbuf, sqes, errno) },
     }
-    told(started)
+}
+
+/// # Safety
+///
+/// `getbuf` is null or live.
+#[cold]
+pub(crate) unsafe fn refuse_all(getbuf: *const getbuf, sqes: Sqes<'_>, errno: c_int) -> c_int {
+    // SAFETY: the caller's promise.
+    sqes.waste(unsafe { getbuf.as_ref() }.map_or(DEFAULT_TAG, |getbuf| getbuf.tag));
+    -errno
 }
 
 /// Lets the slot of a lease be emptied, also while requests use it or its fetch is not done. The
@@ -431,12 +605,11 @@ pub unsafe extern "C" fn getbuf_chain(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getbuf_release(getbuf: *mut getbuf, lease: getbuf_lease) -> c_int {
     // SAFETY: the caller's promise.
-    let Some(getbuf) = (unsafe { getbuf.as_mut() }) else { return -libc::EINVAL };
-    // Dropping a lease releases it.
-    told(getbuf.take(lease).map(|held| {
-        drop(held);
-        0
-    }))
+    let Some(getbuf) = (unsafe { getbuf.as_ref() }) else { return -libc::EINVAL };
+    match getbuf.slots.values().release(lease.id) {
+        Ok(()) => 0,
+        Err(miss) => -missed(miss),
+    }
 }
 
 /// How many SQEs getbuf_next() takes now: 0 if the slots need nothing sent. Ask before every

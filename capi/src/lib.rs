@@ -13,11 +13,13 @@
 //! create    parameters, registration with the ring, the end
 //! slots     struct getbuf: the leases that C has
 //! fetch     requests that fill, use and empty slots
+//! batch     several of them at once
 //! complete  what a completion meant
 //! provide   the program's own memory as a source
 //! ```
 
 pub mod abi;
+pub mod batch;
 pub mod complete;
 pub mod create;
 pub mod errors;

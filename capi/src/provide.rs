@@ -12,7 +12,7 @@ use uring_getbuf::provider::{Buffer, Provider, Region, Wanted};
 use crate::abi::{GETBUF_PROVIDE_NOWAIT, getbuf_lease, getbuf_provider, iou_get_buf_info};
 use crate::create::read_sized;
 use crate::errors::{KeptErrno, Outcome, number, told};
-use crate::slots::{Held, getbuf};
+use crate::slots::getbuf;
 
 type GetBuf = unsafe extern "C" fn(*mut c_void, *mut iou_get_buf_info) -> i64;
 
@@ -168,12 +168,10 @@ impl getbuf {
         let register = |entry: u16, base, len| {
             ring.set(entry.into(), base, len).map_err(io::Error::from_raw_os_error)
         };
-        let provided = self.slots.fetch_provided(&provider, offset, len, nowait, register);
-        let Some(lease) = provided.map_err(number)? else {
-            return Ok((getbuf_lease::default(), 0));
-        };
-        let bytes = lease.len() as c_int;
-        Ok((self.hand_out(lease.id().slot(), Held::Installed(lease), data), bytes))
+        let slots = self.slots.values();
+        let provided = slots.fetch_provided(&provider, (offset, len), nowait, data, register);
+        let (id, bytes) = provided.map_err(number)?.unwrap_or_default();
+        Ok((getbuf_lease { id }, bytes as c_int))
     }
 
     /// What earlier leases have left in the table makes room.

@@ -4,12 +4,12 @@
 use std::ffi::{c_int, c_void};
 use std::slice;
 
-use uring_getbuf::lease::{Installed, Lease};
+use uring_getbuf::slots::Found;
 
 use crate::abi::getbuf_lease;
-use crate::errors::{Outcome, number, told};
+use crate::errors::{Outcome, missed, number, told};
 use crate::probe::engine_number;
-use crate::slots::{Held, getbuf};
+use crate::slots::getbuf;
 
 /// # Safety
 ///
@@ -17,11 +17,12 @@ use crate::slots::{Held, getbuf};
 unsafe fn ask(
     getbuf: *const getbuf,
     lease: getbuf_lease,
-    answer: impl FnOnce(&getbuf, &Lease<Installed>) -> Outcome<c_int>,
+    answer: impl FnOnce(&Found<'_>) -> Outcome<c_int>,
 ) -> c_int {
     // SAFETY: the caller's promise.
     let Some(getbuf) = (unsafe { getbuf.as_ref() }) else { return -libc::EINVAL };
-    told(getbuf.installed(lease).and_then(|lease| answer(getbuf, lease)))
+    let lease = getbuf.slots.values().installed(lease.id).map_err(missed);
+    told(lease.and_then(|lease| answer(&lease)))
 }
 
 /// Whether the fetch of a lease is done: 1, or 0 while it runs. A lease whose fetch failed or found
@@ -37,7 +38,7 @@ unsafe fn ask(
 pub unsafe extern "C" fn getbuf_installed(getbuf: *const getbuf, lease: getbuf_lease) -> c_int {
     // SAFETY: the caller's promise.
     let Some(getbuf) = (unsafe { getbuf.as_ref() }) else { return -libc::EINVAL };
-    told(getbuf.held(lease).map(|held| c_int::from(matches!(held, Held::Installed(_)))))
+    told(getbuf.slots.values().is_installed(lease.id).map(c_int::from).map_err(missed))
 }
 
 /// How many bytes a lease has: 1 or more, fewer than were asked for at the end of a file.
@@ -50,7 +51,7 @@ pub unsafe extern "C" fn getbuf_installed(getbuf: *const getbuf, lease: getbuf_l
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getbuf_len(getbuf: *const getbuf, lease: getbuf_lease) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { ask(getbuf, lease, |_, lease| Ok(lease.len() as c_int)) }
+    unsafe { ask(getbuf, lease, |lease| Ok(lease.len() as c_int)) }
 }
 
 /// The engine that fetched a lease, GETBUF_ENGINE_*: GETBUF_ENGINE_COPY on every ring where the
@@ -64,7 +65,7 @@ pub unsafe extern "C" fn getbuf_len(getbuf: *const getbuf, lease: getbuf_lease) 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getbuf_engine(getbuf: *const getbuf, lease: getbuf_lease) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { ask(getbuf, lease, |_, lease| Ok(engine_number(lease.engine()) as c_int)) }
+    unsafe { ask(getbuf, lease, |lease| Ok(engine_number(lease.engine()) as c_int)) }
 }
 
 /// How many requests use a lease now.
@@ -77,7 +78,7 @@ pub unsafe extern "C" fn getbuf_engine(getbuf: *const getbuf, lease: getbuf_leas
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getbuf_uses(getbuf: *const getbuf, lease: getbuf_lease) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { ask(getbuf, lease, |_, lease| Ok(lease.uses() as c_int)) }
+    unsafe { ask(getbuf, lease, |lease| Ok(lease.uses() as c_int)) }
 }
 
 /// Copies up to len bytes from start of the lease to to, for a look at them. How many bytes that
@@ -98,7 +99,7 @@ pub unsafe extern "C" fn getbuf_copy_out(
     to: *mut c_void,
     len: u32,
 ) -> c_int {
-    let copy = |_: &getbuf, lease: &Lease<Installed>| {
+    let copy = |lease: &Found<'_>| {
         if to.is_null() {
             return Err(libc::EINVAL);
         }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The SQEs that C hands in.
 
-use std::ptr;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 use std::slice;
 
 use io_uring::squeue::Entry;
@@ -21,15 +22,15 @@ const USER_DATA: usize = 4;
 /// slots do not have.
 const UNUSED: u64 = 15;
 
-/// Fills all 64 bytes.
+/// The SQE as a request to be filled in; `None`: it is null.
 ///
 /// # Safety
 ///
-/// `sqe` can be written to.
-#[inline]
-pub(crate) unsafe fn fill(sqe: *mut io_uring_sqe, entry: &Entry) {
-    // SAFETY: both are 64 bytes with the same alignment; the ring's memory is not the entry.
-    unsafe { ptr::copy_nonoverlapping(ptr::from_ref(entry).cast(), sqe, 1) };
+/// `sqe` is null or can be written to.
+#[inline(always)]
+pub(crate) unsafe fn entry<'a>(sqe: *mut io_uring_sqe) -> Option<&'a mut MaybeUninit<Entry>> {
+    // SAFETY: the caller's promise; both are 64 bytes with the same alignment.
+    unsafe { sqe.cast::<MaybeUninit<Entry>>().as_mut() }
 }
 
 /// Makes an SQE harmless that was taken from the queue and could not be used: it is submitted
@@ -57,40 +58,67 @@ pub(crate) fn is_waste(user_data: u64, tag: u8) -> bool {
 }
 
 /// SQEs for requests that belong together.
-pub(crate) struct Sqes<'a>(&'a [*mut io_uring_sqe]);
+#[derive(Clone, Copy)]
+pub(crate) struct Sqes<'a>(&'a [Option<NonNull<Entry>>]);
 
 impl<'a> Sqes<'a> {
     /// # Safety
     ///
     /// `sqes` is null or has `count` elements, each of them null or writable.
+    #[inline(always)]
     pub(crate) unsafe fn new(sqes: *const *mut io_uring_sqe, count: u32) -> Self {
-        if sqes.is_null() || count > crate::abi::GETBUF_CHAIN_MAX {
+        if count > crate::abi::GETBUF_CHAIN_MAX {
             return Self(&[]);
         }
         // SAFETY: the caller's promise.
-        Self(unsafe { slice::from_raw_parts(sqes, count as usize) })
+        unsafe { Self::any(sqes, count) }
+    }
+
+    /// However many there are.
+    ///
+    /// # Safety
+    ///
+    /// As [`new`](Self::new).
+    #[inline(always)]
+    pub(crate) unsafe fn any(sqes: *const *mut io_uring_sqe, count: u32) -> Self {
+        if sqes.is_null() {
+            return Self(&[]);
+        }
+        // SAFETY: the caller's promise; a null pointer is `None`.
+        Self(unsafe { slice::from_raw_parts(sqes.cast(), count as usize) })
+    }
+
+    pub(crate) fn entries(&self) -> &'a [Option<NonNull<Entry>>] {
+        self.0
+    }
+
+    /// Those behind `count` of them.
+    pub(crate) fn behind(&self, count: usize) -> Self {
+        Self(self.0.get(count..).unwrap_or_default())
     }
 
     /// That there is one for each of `count` requests.
     pub(crate) fn check(&self, count: usize) -> Outcome {
-        let enough = self.0.len() == count && self.0.iter().all(|sqe| !sqe.is_null());
+        // Without a branch for each.
+        let null = self.0.iter().fold(false, |null, sqe| null | sqe.is_none());
+        let enough = self.0.len() == count && !null;
         if enough { Ok(()) } else { Err(libc::EINVAL) }
     }
 
     /// Fills them.
     #[inline]
     pub(crate) fn fill(&self, entries: &[Entry]) {
-        for (sqe, entry) in self.0.iter().zip(entries) {
-            // SAFETY: `new` was promised that it is null or writable, and `check` found it not null.
-            unsafe { fill(*sqe, entry) };
+        for (sqe, entry) in self.0.iter().flatten().zip(entries) {
+            // SAFETY: `new` was promised that it is writable.
+            unsafe { sqe.write(entry.clone()) };
         }
     }
 
     /// Makes all of them harmless.
     pub(crate) fn waste(&self, tag: u8) {
-        for sqe in self.0 {
-            // SAFETY: `new` was promised that it is null or writable.
-            unsafe { waste(*sqe, tag) };
+        for sqe in self.0.iter().flatten() {
+            // SAFETY: `new` was promised that it is writable.
+            unsafe { waste(sqe.as_ptr().cast(), tag) };
         }
     }
 }

@@ -412,28 +412,12 @@ impl Lease<Installed> {
     /// [`Unavailable`](ErrorKind::Unavailable) if it is the kernel's own memory, which
     /// [`Ring::copy_out`](crate::Ring::copy_out) can look at.
     pub fn copy_out(&self, offset: u32, into: &mut [u8]) -> Result<usize> {
-        let range = self.look_range(offset, into.len())?;
-        if self.is_lent() {
-            let what = "a look at memory of the kernel's takes a request: Ring::copy_out sends it";
-            return Err(Error::new(ErrorKind::Unavailable, what));
-        }
-        let mut rest = &mut into[..range.len()];
-        let mut start = range.start;
-        while !rest.is_empty() {
-            let copied = self.place.slot().copy_out(start, rest);
-            start += copied as u32;
-            rest = &mut rest[copied..];
-        }
-        Ok(range.len())
+        self.place.slot().look(offset, into)
     }
 
     /// What a look of up to `len` bytes from `offset` on sees.
     pub(crate) fn look_range(&self, offset: u32, len: usize) -> Result<Range<u32>> {
-        let Some(left) = self.len().checked_sub(offset) else {
-            let what = format!("a look at byte {offset} of a lease of {} bytes", self.len());
-            return Err(Error::new(ErrorKind::OutOfRange, what));
-        };
-        Ok(offset..offset + u32::try_from(len).unwrap_or(u32::MAX).min(left))
+        self.place.slot().look_range(offset, len)
     }
 
     /// Whether it is memory of the kernel's.

@@ -29,6 +29,13 @@ pub(crate) fn run_all() -> Result<Totals> {
             run(cargo(&overhead).args(["--", "--check"]))
         }),
     }
+    match ["valgrind", "pkg-config", "cc"].into_iter().find(|tool| find(tool).is_none()) {
+        Some(tool) => totals.skip("what C pays", format!("{tool} is not installed")),
+        None => totals.check("what C pays", || {
+            let bench = ["bench", "--quiet", "--locked", "-p=getbuf-capi", "--bench=overhead"];
+            run(cargo(&bench).args(["--", "--check"]))
+        }),
+    }
     match bench::obstacle() {
         Some(reason) => totals.skip("instructions per request", reason),
         None => totals.check("instructions per request", bench::check),

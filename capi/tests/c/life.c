@@ -6,6 +6,8 @@
  */
 #include "common.h"
 
+#include <getbuf_prep.h>
+
 #define SLOTS 8
 #define BLOCK (64U << 10)
 
@@ -164,6 +166,114 @@ static void by_chain(void)
 		written += (uint64_t)event.res;
 	}
 	CHECK_IS(written, size);
+}
+
+/* A copy in batches: half of it step by step, half by chains. A no-op of the program's is among them. */
+static void by_batch(void)
+{
+	const uint64_t all = size / BLOCK, stepped = all / 2;
+	struct io_uring_sqe *sqes[GETBUF_CHAIN_MAX * SLOTS + 1];
+	struct getbuf_lease leases[SLOTS];
+	struct getbuf_event events[32];
+	struct getbuf_chain chain;
+	uint64_t next = 0, written = 0, of_one;
+	unsigned waiting, foreign = 0;
+
+	memset(events, 0x5a, sizeof(events));
+	events[0].size = sizeof(*events);
+	memset(&chain, 0, sizeof(chain));
+	chain.size = sizeof(chain);
+	chain.source = &src;
+	chain.sink = &dst;
+	chain.len = BLOCK;
+	of_one = (uint64_t)getbuf_chain_len(slots, &chain);
+	while (next < all) {
+		uint64_t left = next < stepped ? stepped - next : all - next;
+		unsigned count = left < SLOTS ? (unsigned)left : SLOTS;
+		const int steps = next < stepped;
+		unsigned taken = steps ? count : count * (unsigned)of_one, i;
+
+		CHECK_IS(getbuf_get_sqes(&ring, sqes, 65), -EAGAIN);
+		CHECK_IS(getbuf_get_sqes(&ring, sqes, taken + 1), 0);
+		if (steps) {
+			CHECK_IS(getbuf_fetch_batch(slots, sqes, count, &src, next * BLOCK, BLOCK,
+						    (void *)(uintptr_t)next, leases), 0);
+		} else {
+			chain.offset = chain.sink_offset = next * BLOCK;
+			chain.data = (void *)(uintptr_t)next;
+			CHECK_IS(getbuf_chain_batch(slots, sqes, taken, &chain, leases), 0);
+		}
+		io_uring_prep_nop(sqes[taken]);
+		sqes[taken]->user_data = 4711;
+		waiting = 1 + (steps ? 2 * count : count);
+		while (waiting) {
+			struct io_uring_cqe *cqes[32];
+			unsigned seen;
+			int others;
+
+			send_pending(&ring, slots);
+			CHECK(io_uring_submit_and_wait(&ring, 1) >= 0);
+			seen = io_uring_peek_batch_cqe(&ring, cqes, 32);
+			others = getbuf_complete_batch(slots, cqes, seen, events);
+			CHECK(others == 0 || others == 1);
+			for (i = 0; i < seen; i++) {
+				CHECK_IS(events[i].size, sizeof(*events));
+				switch (events[i].kind) {
+				case GETBUF_EVENT_FOREIGN:
+					CHECK_IS(cqes[i]->user_data, 4711);
+					foreign++;
+					waiting--;
+					others--;
+					break;
+				case GETBUF_EVENT_FETCHED: {
+					unsigned at = 0;
+
+					while (leases[at].id != events[i].lease.id)
+						CHECK(++at < count);
+					CHECK_IS(events[i].res, BLOCK);
+					CHECK_IS(getbuf_write(slots, get_sqe(&ring), leases[at], 0,
+							      BLOCK, &dst, (next + at) * BLOCK), 0);
+					waiting--;
+					break;
+				}
+				case GETBUF_EVENT_CHAINED:
+					CHECK_IS(events[i].outcome, GETBUF_CHAIN_DONE);
+					/* fall through */
+				case GETBUF_EVENT_USED:
+					CHECK_IS(events[i].res, BLOCK);
+					CHECK_IS((uintptr_t)events[i].data, next);
+					written += BLOCK;
+					waiting--;
+					break;
+				default:
+					break;
+				}
+			}
+			CHECK_IS(others, 0);
+			io_uring_cq_advance(&ring, seen);
+		}
+		if (steps) {
+			CHECK_IS(getbuf_release_batch(slots, leases, count), 0);
+			CHECK_IS(getbuf_release_batch(slots, leases, count), -ENOENT);
+		}
+		until_idle(&ring, slots);
+		CHECK_IS(stats_of(slots).free_slots, SLOTS);
+		next += count;
+	}
+	CHECK(foreign > 1);
+	CHECK_IS(written, all * BLOCK);
+	/* The rest, which is no whole block. */
+	if (size % BLOCK) {
+		struct getbuf_event event;
+
+		chain.len = (uint32_t)(size % BLOCK);
+		chain.offset = chain.sink_offset = all * BLOCK;
+		CHECK_IS(getbuf_get_sqes(&ring, sqes, (unsigned)of_one), 0);
+		CHECK_IS(getbuf_chain_batch(slots, sqes, (uint32_t)of_one, &chain, leases), 0);
+		while (next_event(&ring, slots, &event) != GETBUF_EVENT_CHAINED)
+			;
+		CHECK_IS(event.outcome, GETBUF_CHAIN_DONE);
+	}
 }
 
 /* The ring has a table and registered files of its own. */
@@ -345,6 +455,9 @@ int main(int argc, char **argv)
 		in_a_table();
 	} else if (!strcmp(mode, "early")) {
 		too_early();
+	} else if (!strcmp(mode, "batch")) {
+		create(0, 0);
+		by_batch();
 	} else if (!strcmp(mode, "stream")) {
 		by_stream();
 	} else {

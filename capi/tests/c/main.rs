@@ -94,7 +94,8 @@ fn main() -> ExitCode {
                 Box::new(move |here| provide(here, kind, engine)),
             );
             add(format!("uses::{engine}::{run}"), Box::new(move |here| uses(here, kind, engine)));
-            for mode in ["write", "writev", "replace", "chain", "table", "early", "stream"] {
+            for mode in ["write", "writev", "replace", "chain", "batch", "table", "early", "stream"]
+            {
                 add(
                     format!("life::{engine}::{mode}::{run}"),
                     Box::new(move |here| life(here, kind, engine, mode)),
@@ -332,9 +333,9 @@ fn pages(here: &Installed) -> Verdict {
     let man = here.prefix().join("share/man");
     let functions = fs::read_to_string(capi().join("symbols.txt"))?;
     let header = fs::read_to_string(here.prefix().join("include/getbuf_prep.h"))?;
-    let inline = header.split("static inline void ").skip(1);
-    let inline = inline.filter_map(|text| text.split('(').next());
-    let inline = inline.filter(|name| name.starts_with("io_uring_prep_"));
+    let inline = header.split("static inline ").skip(1);
+    let inline = inline.filter_map(|text| text.split_once(' ')?.1.split('(').next());
+    let inline = inline.filter(|name| !name.starts_with("getbuf_prep_"));
     for name in functions.lines().chain(inline) {
         let page = man.join(format!("man3/{name}.3"));
         let text = fs::read_to_string(&page).map_err(|error| format!("{name}(3): {error}"))?;

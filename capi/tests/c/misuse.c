@@ -23,6 +23,7 @@ static struct getbuf_lease
 	foreign,	/* of other slots */
 	chained,	/* a chain in flight */
 	forged,		/* of these slots, and of no slot */
+	two[2],		/* zeroes */
 	lease;		/* where a call would put one */
 
 static struct getbuf_file file, bad_fd, bad_flags, bad_reserved, bad_bound;
@@ -36,6 +37,8 @@ static struct getbuf_event event, small_event;
 static struct io_uring_sqe sqe, second, third;
 static struct io_uring_sqe *sqes[GETBUF_CHAIN_MAX] = { &sqe, &second, &third };
 static struct io_uring_sqe *holed[GETBUF_CHAIN_MAX] = { &sqe, NULL, NULL };
+static struct io_uring_cqe cqe;
+static struct io_uring_cqe *cqes[1] = { &cqe };
 static char byte;
 
 #define FETCH(slots, sqe, file, len, lease) getbuf_fetch(slots, sqe, file, 0, len, NULL, lease)
@@ -167,6 +170,37 @@ static char byte;
 	X(getbuf_chain(g, sqes, COUNT, &no_len, &lease), -EINVAL)                   \
 	X(getbuf_chain(other, sqes, COUNT, &chain, &lease), -ENOBUFS)               \
                                                                                     \
+	X(getbuf_chain_batch(NULL, sqes, COUNT, &chain, &lease), -EINVAL)           \
+	X(getbuf_chain_batch(g, NULL, COUNT, &chain, &lease), -EINVAL)              \
+	X(getbuf_chain_batch(g, holed, COUNT, &chain, &lease), -EINVAL)             \
+	X(getbuf_chain_batch(g, sqes, 0, &chain, &lease), -EINVAL)                  \
+	X(getbuf_chain_batch(g, sqes, 1, &chain, &lease), -EINVAL)                  \
+	X(getbuf_chain_batch(g, sqes, COUNT, NULL, &lease), -EINVAL)                \
+	X(getbuf_chain_batch(g, sqes, COUNT, &chain, NULL), -EINVAL)                \
+	X(getbuf_chain_batch(g, sqes, COUNT, &small_chain, &lease), -EINVAL)        \
+	X(getbuf_chain_batch(g, sqes, COUNT, &bad_consumer, &lease), -EINVAL)       \
+	X(getbuf_chain_batch(g, sqes, COUNT, &write_flags, &lease), -EINVAL)        \
+	X(getbuf_chain_batch(g, sqes, COUNT, &no_source, &lease), -EINVAL)          \
+	X(getbuf_chain_batch(g, sqes, COUNT, &no_sink, &lease), -EINVAL)            \
+	X(getbuf_chain_batch(g, sqes, COUNT, &no_len, &lease), -EINVAL)             \
+	X(getbuf_chain_batch(other, sqes, COUNT, &chain, &lease), -ENOBUFS)         \
+	X(getbuf_fetch_batch(NULL, sqes, 2, &file, 0, BLOCK, NULL, two), -EINVAL)   \
+	X(getbuf_fetch_batch(g, NULL, 2, &file, 0, BLOCK, NULL, two), -EINVAL)      \
+	X(getbuf_fetch_batch(g, holed, 2, &file, 0, BLOCK, NULL, two), -EINVAL)     \
+	X(getbuf_fetch_batch(g, sqes, 0, &file, 0, BLOCK, NULL, two), -EINVAL)      \
+	X(getbuf_fetch_batch(g, sqes, 1, NULL, 0, BLOCK, NULL, two), -EINVAL)       \
+	X(getbuf_fetch_batch(g, sqes, 1, &file, 0, 0, NULL, two), -EINVAL)          \
+	X(getbuf_fetch_batch(g, sqes, 1, &file, 0, BLOCK + 1, NULL, two), -EINVAL)  \
+	X(getbuf_fetch_batch(g, sqes, 2, &file, 0, BLOCK, NULL, NULL), -EINVAL)     \
+	X(getbuf_fetch_batch(g, sqes, 1, &bad_fd, 0, BLOCK, NULL, two), -EBADF)     \
+	X(getbuf_fetch_batch(g, sqes, 3, &file, 0, BLOCK, NULL, two), -ENOBUFS)     \
+	X(getbuf_release_batch(NULL, two, 2), -EINVAL)                              \
+	X(getbuf_release_batch(g, NULL, 2), -EINVAL)                                \
+	X(getbuf_release_batch(g, two, 0), 0)                                       \
+	X(getbuf_release_batch(g, two, 2), -EINVAL)                                 \
+	X(getbuf_release_batch(g, &stale, 1), -ENOENT)                              \
+	X(getbuf_release_batch(g, &foreign, 1), -EXDEV)                             \
+                                                                                    \
 	X(getbuf_release(NULL, ready), -EINVAL)                                     \
 	X(getbuf_release(g, none), -EINVAL)                                         \
 	X(getbuf_release(g, stale), -ENOENT)                                        \
@@ -216,6 +250,12 @@ static char byte;
 	X(getbuf_complete(g, 0, 0, 0, &small_event), -EINVAL)                       \
 	X(getbuf_complete(g, 0, 0, 0, &event), -ENOENT)                             \
 	X(getbuf_complete(g, (uint64_t)(uintptr_t)&byte, 0, 0, &event), -ENOENT)    \
+	X(getbuf_complete_batch(NULL, cqes, 1, &event), -EINVAL)                    \
+	X(getbuf_complete_batch(g, NULL, 1, &event), -EINVAL)                       \
+	X(getbuf_complete_batch(g, cqes, 1, NULL), -EINVAL)                         \
+	X(getbuf_complete_batch(g, cqes, 1, &small_event), -EINVAL)                 \
+	X(getbuf_complete_batch(g, cqes, 0, &event), 0)                             \
+	X(getbuf_complete_batch(g, cqes, 1, &event), 1)                             \
 	X(getbuf_pending(NULL), -EINVAL)                                            \
 	X(getbuf_next(NULL, sqes, 1), -EINVAL)                                      \
 	X(getbuf_next(g, NULL, 1), -ENOENT)                                         \

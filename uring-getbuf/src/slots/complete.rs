@@ -20,6 +20,23 @@ impl Slot {
         flags: u32,
         driver: &impl Driver,
     ) -> Option<Event> {
+        if let Some(event) = self.as_asked(user_data, result, driver) {
+            return Some(event);
+        }
+        let mut event = None;
+        self.otherwise(user_data, result, flags, driver, &mut event);
+        event
+    }
+
+    /// The same for what was [awaited](Slot::expects) and has gone as asked. `None`: nothing has
+    /// happened.
+    #[inline(always)]
+    pub(super) fn as_asked(
+        &self,
+        user_data: u64,
+        result: i32,
+        driver: &impl Driver,
+    ) -> Option<Event> {
         const USED: u32 = state::HELD | state::AWAITED;
         const FETCHED: u32 = state::HELD | state::AWAITED | state::FETCHING;
         let (id, now) = (UseId::of(user_data), self.state.get());
@@ -40,9 +57,7 @@ impl Slot {
                 return Some(event);
             }
         }
-        let mut event = None;
-        self.otherwise(user_data, result, flags, driver, &mut event);
-        event
+        None
     }
 
     /// The same for what leaves nothing behind but a free slot: a chain, and a release after all the

@@ -35,6 +35,7 @@ mod provided;
 mod slot;
 mod table;
 mod uses;
+mod values;
 
 use std::rc::Rc;
 use std::{io, mem};
@@ -48,7 +49,7 @@ use crate::lease::{Fetched, Installed, Lease, State};
 use crate::opcode::{Sqe, Target};
 use crate::pool::Pool;
 use crate::probe::{Features, Support};
-use crate::provider::{Answer, Provider, Region};
+use crate::provider::{Provider, Region};
 
 pub use event::{Event, Stats};
 pub use ident::{LeaseId, UseId};
@@ -58,6 +59,8 @@ pub(crate) use ident::{driver_request, driver_user_data, fetch_user_data};
 pub(crate) use slot::Slot;
 pub(crate) use table::{Core, Driver};
 use table::{Lending, Table};
+#[doc(hidden)]
+pub use values::{Found, Miss, Values};
 
 /// Most slots that a table can have (`IORING_MAX_REG_BUFFERS`).
 pub const MAX_SLOTS: u16 = 1 << 14;
@@ -370,17 +373,15 @@ impl Slots {
         nowait: bool,
         register: impl FnMut(u16, *mut u8, usize) -> io::Result<()>,
     ) -> Result<Option<Lease<Installed>>> {
-        let provided = self.table.provided()?;
-        if len == 0 || offset > i64::MAX as u64 {
-            let what = format!("a fetch of {len} bytes at {offset} of a provider");
-            return Err(Error::new(ErrorKind::InvalidInput, what));
-        }
-        if self.table.free() == 0 {
-            return Err(self.table.refusal(1));
-        }
-        let Some(answer) = Answer::of(&**provider, offset, len, nowait)? else { return Ok(None) };
-        let slot = self.table.fill_provided(provided.resolve(provider, answer, register)?)?;
-        Ok(Some(Lease::provided(slot)))
+        let slot = self.table.provide(provider, (offset, len), nowait, register)?;
+        Ok(slot.map(Lease::provided))
+    }
+
+    /// The same slots for the C library, which has values instead of leases.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub fn values(&self) -> Values<'_> {
+        Values(&self.table)
     }
 
     /// How many slots there are.

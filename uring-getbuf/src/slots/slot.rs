@@ -2,6 +2,8 @@
 //! One slot: where it stands, and which completion is expected of it.
 
 use std::cell::Cell;
+use std::ffi::c_void;
+use std::ptr;
 use std::rc::Rc;
 
 use super::ident::{FIRST_USE, Kind, LeaseId, UseId, next_use, user_data};
@@ -82,6 +84,9 @@ pub(crate) struct Slot {
     /// For a chain: what it does, and what it has done once that is not as [awaited](Self::awaited).
     consumer: Cell<Consumer>,
     pub(super) progress: Cell<Progress>,
+    /// For whom leases are [values](super::values): the last one, and what came with it.
+    pub(super) value: Cell<u64>,
+    pub(super) data: Cell<*mut c_void>,
 }
 
 /// Its parts.
@@ -104,6 +109,8 @@ impl Slot {
             source: Cell::new((Source::copied(Target::Fd(-1)), 0)),
             consumer: Cell::new(Consumer::Write { sink: Target::Fd(-1), offset: 0 }),
             progress: Cell::new(Progress::default()),
+            value: Cell::new(0),
+            data: Cell::new(ptr::null_mut()),
         }
     }
 

@@ -2,9 +2,9 @@
 //! The table: which slots are free, what has to be sent, and to which slot a completion goes.
 
 use std::cell::Cell;
-use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
+use std::{fmt, io};
 
 use io_uring::squeue::{Entry, Flags};
 
@@ -21,10 +21,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::opcode::{Sqe, read_fixed};
 use crate::pool::Pool;
 use crate::probe::Features;
+use crate::provider::{Answer, Provider};
 
 /// What ties a slot that is fetched into, and one that a chain goes through.
-const FETCH: u32 = state::HELD | state::FETCHING | state::AWAITED | state::REQUEST;
-const CHAIN: u32 = state::CHAINED | state::AWAITED | state::REQUEST;
+pub(super) const FETCH: u32 = state::HELD | state::FETCHING | state::AWAITED | state::REQUEST;
+pub(super) const CHAIN: u32 = state::CHAINED | state::AWAITED | state::REQUEST;
 
 /// End of a list of slots.
 const NIL: u16 = u16::MAX;
@@ -91,7 +92,7 @@ pub(crate) struct Core {
 /// The slots of one ring.
 pub(super) struct Table {
     core: Rc<Core>,
-    slots: Box<[Rc<Slot>]>,
+    pub(super) slots: Box<[Rc<Slot>]>,
 }
 
 impl Deref for Table {
@@ -448,7 +449,7 @@ impl Table {
 
     /// Takes a slot, which is the first free one.
     #[inline(always)]
-    fn take(&self, slot: &Slot, len: u32) {
+    pub(super) fn take(&self, slot: &Slot, len: u32) {
         self.free.set(slot.next.get());
         self.taken.set(self.taken.get() + 1);
         slot.begin_life();
@@ -565,7 +566,7 @@ impl Table {
 
     /// The request that fetches so many bytes at an offset of a source.
     #[inline(always)]
-    fn fetch_request(
+    pub(super) fn fetch_request(
         &self,
         slot: &Slot,
         lending: Option<&Lending>,
@@ -617,8 +618,8 @@ impl Table {
 pub(super) struct ReadyChain<'a> {
     pub(super) slot: &'a Slot,
     /// Who serves it, if not the pool.
-    lending: Option<&'a Lending>,
-    chain: Chain,
+    pub(super) lending: Option<&'a Lending>,
+    pub(super) chain: Chain,
 }
 
 impl ReadyChain<'_> {
@@ -671,7 +672,7 @@ impl ReadyChain<'_> {
     /// Otherwise they are soft: a fetch that fails or comes back short must not be followed by a
     /// consumer of what an earlier lease left in the block or in the slot.
     #[inline(always)]
-    fn fetch(&self, lending: Option<&Lending>) -> Sqe {
+    pub(super) fn fetch(&self, lending: Option<&Lending>) -> Sqe {
         let Chain { source, offset, len, .. } = self.chain;
         let (fetch, link) = match lending {
             Some(lending) => {
@@ -692,7 +693,7 @@ impl ReadyChain<'_> {
 
     /// The consumer. The last request is the one that completes if all goes as asked.
     #[inline(always)]
-    fn consume(&self, lending: Option<&Lending>) -> Sqe {
+    pub(super) fn consume(&self, lending: Option<&Lending>) -> Sqe {
         let Self { slot, chain: Chain { len, consumer, .. }, .. } = *self;
         let user_data = self.user_data(Kind::ChainUse, lending);
         let flags = if lending.is_some_and(Lending::chain_releases) {
@@ -714,7 +715,7 @@ impl ReadyChain<'_> {
 
     /// `None`: the chain does not end with the release.
     #[inline(always)]
-    fn release(&self, lending: &Lending) -> Option<Sqe> {
+    pub(super) fn release(&self, lending: &Lending) -> Option<Sqe> {
         if !lending.chain_releases() {
             return None;
         }
@@ -733,8 +734,28 @@ fn read_request(slot: &Slot, source: Source, offset: u64, len: u32) -> Sqe {
 
 /// Memory of providers.
 impl Table {
+    /// Asks a provider. `None`: it has nothing there.
+    pub(super) fn provide(
+        &self,
+        provider: &Rc<dyn Provider>,
+        (offset, len): (u64, u32),
+        nowait: bool,
+        register: impl FnMut(u16, *mut u8, usize) -> io::Result<()>,
+    ) -> Result<Option<Rc<Slot>>> {
+        let provided = self.provided()?;
+        if len == 0 || offset > i64::MAX as u64 {
+            let what = format!("a fetch of {len} bytes at {offset} of a provider");
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        if self.free() == 0 {
+            return Err(self.refusal(1));
+        }
+        let Some(answer) = Answer::of(&**provider, offset, len, nowait)? else { return Ok(None) };
+        self.fill_provided(provided.resolve(provider, answer, register)?).map(Some)
+    }
+
     /// Gives a buffer that is ready to a slot, which is so at once.
-    pub(super) fn fill_provided(&self, resolved: Resolved) -> Result<Rc<Slot>> {
+    fn fill_provided(&self, resolved: Resolved) -> Result<Rc<Slot>> {
         let provided = self.provided()?;
         let Some(slot) = self.slots.get(usize::from(self.free.get())) else {
             provided.refuse(resolved);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a lease does to its slot.
 
+use std::ops::Range;
+
 use super::ident::{Kind, LeaseId, UseId, user_data};
 use super::prepared::Prepared;
 use super::slot::{Slot, state};
@@ -59,7 +61,7 @@ impl Slot {
 
     /// Copies bytes of it, when it is ready and in the program's memory; how many, at least one.
     /// They are there: the range lies in its lease.
-    pub(crate) fn copy_out(&self, start: u32, into: &mut [u8]) -> usize {
+    fn copy_out(&self, start: u32, into: &mut [u8]) -> usize {
         let piece = self.piece(start, into.len() as u32);
         let len = piece.len as usize;
         debug_assert!(len <= into.len(), "no more than was asked for");
@@ -67,6 +69,32 @@ impl Slot {
         // reference into it is ever made, and no request writes into a slot that is ready.
         unsafe { (piece.addr as *const u8).copy_to_nonoverlapping(into.as_mut_ptr(), len) };
         len
+    }
+
+    /// As [`Lease::copy_out`](crate::Lease::copy_out).
+    pub(crate) fn look(&self, offset: u32, into: &mut [u8]) -> Result<usize> {
+        let range = self.look_range(offset, into.len())?;
+        if self.engine().lends() {
+            let what = "a look at memory of the kernel's takes a request: Ring::copy_out sends it";
+            return Err(Error::new(ErrorKind::Unavailable, what));
+        }
+        let mut rest = &mut into[..range.len()];
+        let mut start = range.start;
+        while !rest.is_empty() {
+            let copied = self.copy_out(start, rest);
+            start += copied as u32;
+            rest = &mut rest[copied..];
+        }
+        Ok(range.len())
+    }
+
+    /// What a look of up to `len` bytes from `offset` on sees.
+    pub(crate) fn look_range(&self, offset: u32, len: usize) -> Result<Range<u32>> {
+        let Some(left) = self.len().checked_sub(offset) else {
+            let what = format!("a look at byte {offset} of a lease of {} bytes", self.len());
+            return Err(Error::new(ErrorKind::OutOfRange, what));
+        };
+        Ok(offset..offset + u32::try_from(len).unwrap_or(u32::MAX).min(left))
     }
 
     pub(crate) fn engine(&self) -> Engine {
