@@ -71,6 +71,8 @@ pub(crate) enum Kind {
         by: Use,
     },
     Relay(Engine),
+    /// The copy engine's, with what is in the page cache copied by the calling thread.
+    RelayHere,
     /// Requests by hand: `READ_FIXED` and what takes the bytes.
     Raw {
         form: Form,
@@ -99,6 +101,7 @@ impl fmt::Display for Kind {
                 f.write_str(engine.name())
             }
             Self::Relay(engine) => write!(f, "relay, {engine}"),
+            Self::RelayHere => f.write_str("relay on this thread, copy"),
             Self::Raw { by, .. } => f.write_str(match by {
                 Use::Write => "raw READ+WRITE_FIXED",
                 Use::Send => "raw READ_FIXED+SEND",
@@ -147,6 +150,10 @@ impl Kind {
             }
             if relay {
                 kinds.push(Self::Relay(engine));
+                if engine == Engine::Copy && case.source == Source::File && case.sink == Sink::File
+                {
+                    kinds.push(Self::RelayHere);
+                }
             }
         }
         let form = if chains { Form::Chain } else { Form::Steps };
@@ -174,7 +181,7 @@ impl Kind {
         match self {
             Self::Lease { engine, .. } | Self::Relay(engine) | Self::Look(engine) => Some(engine),
             Self::RawGetBuf(_) => Some(Engine::Opcode),
-            Self::Raw { .. } => Some(Engine::Copy),
+            Self::Raw { .. } | Self::RelayHere => Some(Engine::Copy),
             Self::OpSplice | Self::Call(_) | Self::Read => None,
         }
     }
@@ -186,7 +193,8 @@ impl Kind {
             Self::Lease { engine, form, replace, by } => {
                 Box::new(leases::Leases::new(ground, engine, form, replace, by)?)
             }
-            Self::Relay(engine) => Box::new(relayed::Relayed::new(ground, engine)?),
+            Self::Relay(engine) => Box::new(relayed::Relayed::new(ground, engine, false)?),
+            Self::RelayHere => Box::new(relayed::Relayed::new(ground, Engine::Copy, true)?),
             Self::Raw { form, by } => Box::new(raw::Raw::new(ground, form, by)?),
             Self::RawGetBuf(end) => Box::new(raw::Raw::get_buf(ground, support, end)?),
             Self::OpSplice => Box::new(op_splice::OpSplice::new(ground)?),

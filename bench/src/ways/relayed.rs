@@ -17,14 +17,16 @@ const DEPTH: u16 = 16;
 pub(super) struct Relayed {
     ring: Ring,
     ground: Arc<Ground>,
+    on_this_thread: bool,
 }
 
 impl Relayed {
-    pub(super) fn new(ground: Arc<Ground>, engine: Engine) -> Result<Self> {
+    pub(super) fn new(ground: Arc<Ground>, engine: Engine, on_this_thread: bool) -> Result<Self> {
         let depth = ground.point.depth.max(DEPTH);
         Ok(Self {
             ring: ring(engine, depth, ground.point.block, ground.sinks.len() + 1, false)?,
             ground,
+            on_this_thread,
         })
     }
 }
@@ -40,6 +42,7 @@ impl Way for Relayed {
                 fan_out(&mut self.ring, ground, most)?
             } else {
                 let relay = Relay::new(&ground.source, &ground.sinks[0]).limit(most);
+                let relay = relay.on_this_thread(self.on_this_thread);
                 relay.run(&mut self.ring)?.bytes
             };
             ensure!(moved == most, "the relay moved {moved} of {most} bytes");

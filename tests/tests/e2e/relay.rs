@@ -61,6 +61,7 @@ pub(crate) const CASES: &[Case] = &[
     ("source_cut_and_grown", source_cut_and_grown),
     ("signals", signals),
     ("progress", progress),
+    ("on_this_thread", on_this_thread),
     ("two_in_a_row", two_in_a_row),
     ("beside_others", beside_others),
     ("readiness_of_others", readiness_of_others),
@@ -99,6 +100,49 @@ fn file_to_file(rig: &Rig) -> Verdict {
         whole(&mut ring, report, len);
         assert!(folder.sunk()? == content, "{len} bytes");
     }
+    Ok(())
+}
+
+/// The same bytes, whoever copies them; errors and a cancellation as well. With engines that lend it
+/// changes nothing.
+fn on_this_thread(rig: &Rig) -> Verdict {
+    let mut ring = rig.ring();
+    for len in LENGTHS {
+        let (folder, content) = (Folder::new()?, pattern(len as u64, len));
+        let (source, sink) = (folder.source(&content)?, folder.sink()?);
+        let report = Relay::new(&source, &sink).on_this_thread(true).run(&mut ring)?;
+        whole(&mut ring, report, len);
+        assert!(folder.sunk()? == content, "{len} bytes");
+    }
+    let (folder, content) = (Folder::new()?, pattern(5, 40 * 4096 + 100));
+    let (source, sink) = (folder.source(&content)?, folder.sink()?);
+    let relay = Relay::new(&source, &sink).on_this_thread(true);
+    let report = relay.source_offset(4097).sink_offset(77).limit(90_001).run(&mut ring)?;
+    whole(&mut ring, report, 90_001);
+    assert!(folder.sunk()?[77..] == content[4097..4097 + 90_001]);
+
+    // It tells how far it is, and ends when it is cancelled there.
+    let (canceller, sink) = (Canceller::new(), folder.sink()?);
+    let mut told = 0;
+    let relay = Relay::new(&source, &sink).on_this_thread(true).canceller(&canceller);
+    let failure = relay
+        .on_progress(|progress| {
+            told += 1;
+            assert!(progress.bytes < content.len() as u64 && progress.total.is_some());
+            canceller.cancel();
+        })
+        .run(&mut ring)
+        .expect_err("it was cancelled");
+    assert_eq!(failure.error.kind(), ErrorKind::Cancelled);
+    assert!(told >= 1 && failure.report.bytes < content.len() as u64, "{failure}");
+    let free = ring.capacity();
+    quiet(&mut ring, free);
+
+    let full = File::options().write(true).open("/dev/full")?;
+    let failure = Relay::new(&source, &full).on_this_thread(true).run(&mut ring);
+    let failure = failure.expect_err("the sink is full");
+    assert_eq!(failure.error.kind(), ErrorKind::Sink);
+    quiet(&mut ring, free);
     Ok(())
 }
 

@@ -3,8 +3,8 @@
 //!
 //! A request that would have to wait is given to a worker thread, and on ext4 (`IOCB_NOWAIT` is refused,
 //! `ext4_buffered_write_iter` in Linux 6.18) and others each buffered write counts as one. To hand a block
-//! over costs a good part of what copying it does. A relay waits for its blocks anyway. So where nothing
-//! has to be waited for on the source's side, it reads and writes them itself; all others go to the ring.
+//! over costs a good part of what copying it does. A relay waits for its blocks anyway. So if it may, and
+//! nothing has to be waited for on the source's side, it reads and writes them itself; all others go to the ring.
 
 use std::io::IoSliceMut;
 use std::os::fd::BorrowedFd;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! File to file: a chain for each block, as many in flight as there are slots, in any order. With the copy
-//! engine, blocks that the page cache has are moved [at once](super::at_once).
+//! File to file: a chain for each block, as many in flight as there are slots, in any order. Blocks
+//! that the page cache has can be moved [at once](super::at_once) instead.
 
 use std::os::fd::BorrowedFd;
 
@@ -51,7 +51,7 @@ pub(super) fn run(
         end,
         again: Vec::with_capacity(2 * relay.depth),
     };
-    let mut at_once = if flow.engine == Engine::Copy {
+    let mut at_once = if relay.on_this_thread && flow.engine == Engine::Copy {
         AtOnce::new(relay.source, sink, relay.block_size)
     } else {
         AtOnce::never(relay.source, sink)

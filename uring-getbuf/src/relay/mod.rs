@@ -15,7 +15,7 @@
 //!
 //! | source | sink | how |
 //! |---|---|---|
-//! | regular file, block device | the same, not opened with `O_APPEND` | chains, in any order; with the copy engine, what is in the page cache is read and written by the calling thread |
+//! | regular file, block device | the same, not opened with `O_APPEND` | chains, in any order |
 //! | any | pipe, terminal, socket, `O_APPEND` | fetches ahead, consumers in order, linked |
 //! | pipe, terminal, socket, file of procfs | any | one fetch at a time, consumers in order, linked |
 //! | file opened with `O_DIRECT` | any | fetches ahead of whole pages, consumers in order, linked |
@@ -141,6 +141,7 @@ pub struct Relay<'a> {
     limit: u64,
     block_size: u32,
     depth: usize,
+    on_this_thread: bool,
     zero_copy_send: Option<bool>,
     canceller: Option<Canceller>,
     progress: Option<Box<dyn FnMut(Progress) + 'a>>,
@@ -158,6 +159,7 @@ impl<'a> Relay<'a> {
             limit: u64::MAX,
             block_size: u32::MAX,
             depth: usize::MAX,
+            on_this_thread: false,
             zero_copy_send: None,
             canceller: None,
             progress: None,
@@ -193,6 +195,20 @@ impl<'a> Relay<'a> {
     /// Most leases to hold at once. Default and maximum: all the ring's slots.
     pub fn depth(mut self, leases: usize) -> Self {
         self.depth = leases;
+        self
+    }
+
+    /// Whether blocks of a file that the page cache has are copied to another file by this thread, with
+    /// `preadv2` (`RWF_NOWAIT`) and `pwrite`; only with the copy engine. Default: no, everything goes
+    /// through the ring.
+    ///
+    /// It takes two system calls for each block, and less processor time where the ring gives buffered
+    /// writes to a worker thread: on ext4 (`ext4_buffered_write_iter` in Linux 6.18 refuses
+    /// `IOCB_NOWAIT`), not on xfs and btrfs. What would have to be waited for on the source's side goes
+    /// through the ring all the same, and so does everything where the source's file system does not know
+    /// such reads (tmpfs).
+    pub fn on_this_thread(mut self, yes: bool) -> Self {
+        self.on_this_thread = yes;
         self
     }
 
