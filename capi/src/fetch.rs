@@ -260,7 +260,9 @@ unsafe fn consume(
 /// Fills sqe with a write of len bytes from start of the lease to offset of sink (GETBUF_STREAM:
 /// where it stands). GETBUF_EVENT_USED tells what it wrote. The lease may be released at once: its
 /// bytes stay until the write is done. Flags such as IOSQE_IO_LINK may be added to sqe afterwards;
-/// user_data may not be changed.
+/// user_data may not be changed. A flag by which the kernel begins with the write later (IOSQE_ASYNC,
+/// IOSQE_IO_DRAIN, IOSQE_IO_LINK of the request before it) has the lease wait: released before
+/// GETBUF_EVENT_USED, it may be gone then, and the write fails with -EFAULT.
 ///
 /// -EINVAL: NULL, an unknown flag, a lease that is zero or a chain. -EXDEV: a lease of other slots.
 /// -ENOENT: the lease is over. -EBUSY: its fetch is not done, or 256 requests use it. -ERANGE: the

@@ -7,11 +7,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use uring_getbuf::engine::Engine;
@@ -91,6 +91,43 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
             (state >> 32) as u8
         })
         .collect()
+}
+
+/// Tells how far a long run is, and whether it is to end before its time.
+#[derive(Debug)]
+pub struct Progress {
+    name: Option<String>,
+    stop: Option<PathBuf>,
+    begin: Instant,
+    told: Instant,
+}
+
+impl Progress {
+    /// Of a run that may take hours.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let stop = std::env::var_os("GETBUF_TEST_STOP").map(PathBuf::from);
+        let now = Instant::now();
+        Self { name: Some(name.to_owned()), stop, begin: now, told: now }
+    }
+
+    /// Of one that is short.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self { name: None, stop: None, ..Self::new("") }
+    }
+
+    /// Prints what was done so far, at most every ten seconds. Whether the file is there that
+    /// `GETBUF_TEST_STOP` names.
+    pub fn tell(&mut self, done: impl fmt::Display) -> bool {
+        if let Some(name) = &self.name
+            && self.told.elapsed() >= Duration::from_secs(10)
+        {
+            println!("{name}: {done}, {} s", self.begin.elapsed().as_secs());
+            self.told = Instant::now();
+        }
+        self.stop.as_deref().is_some_and(Path::exists)
+    }
 }
 
 /// A folder for a case's files, gone with it. In `TMPDIR`.

@@ -3,6 +3,9 @@
 //! pkg-config, used by C programs. What a machine does not have (a compiler, liburing, Valgrind) is
 //! named, and the trials that need it are ignored. `GETBUF_TEST_ENGINE` names the only engine to try,
 //! and `GETBUF_BUILT` a folder with the libraries, as in `install.sh`.
+//!
+//! The trials `random` run random programs. `GETBUF_TEST_SEED` is that of their first one, as a
+//! failure says it, and `GETBUF_TEST_OPERATIONS` how many operations there are in all.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -94,6 +97,10 @@ fn main() -> ExitCode {
                 Box::new(move |here| provide(here, kind, engine)),
             );
             add(format!("uses::{engine}::{run}"), Box::new(move |here| uses(here, kind, engine)));
+            add(
+                format!("random::{engine}::{run}"),
+                Box::new(move |here| random(here, kind, engine)),
+            );
             for mode in ["write", "writev", "replace", "chain", "batch", "table", "early", "stream"]
             {
                 add(
@@ -130,8 +137,13 @@ fn output(command: &mut Command) -> Result<String, Failed> {
 
 /// Runs a C program. That it cannot run here is no failure.
 fn judge(command: &mut Command) -> Verdict {
-    let Output { status, stdout, stderr } =
-        command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    let told = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    verdict(command, told)
+}
+
+/// What a C program says of itself.
+fn verdict(command: &Command, told: Output) -> Verdict {
+    let Output { status, stdout, stderr } = told;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim().to_owned();
     match status.code() {
         Some(0) => Ok(Completion::Completed),
@@ -433,6 +445,28 @@ fn uses(here: &Installed, kind: Kind, engine: &str) -> Verdict {
         command.arg(engine).args([source, sink]);
         command
     })
+}
+
+/// Random programs of every function, against a model.
+fn random(here: &Installed, kind: Kind, engine: &str) -> Verdict {
+    if let Some(missing) = here.why_not(kind) {
+        return Ok(missing);
+    }
+    let operations = match kind {
+        Kind::Shared => "30000",
+        // As the shared one: what differs is how it is linked.
+        Kind::Static | Kind::Valgrind => "5000",
+        Kind::Sanitized => "20000",
+    };
+    let given = |name, otherwise: &str| env::var(name).unwrap_or_else(|_| otherwise.to_owned());
+    let operations = given("GETBUF_TEST_OPERATIONS", operations);
+    let seed = given("GETBUF_TEST_SEED", "0x5eed");
+    let mut command = here.program("tests/c/random.c", kind)?.command();
+    command.args([engine, &operations, &seed]);
+    let told = command.output()?;
+    let text = String::from_utf8_lossy(&told.stdout);
+    println!("random::{engine}::{}: {}", kind.name(), text.trim());
+    verdict(&command, told)
 }
 
 fn life(here: &Installed, kind: Kind, engine: &str, mode: &str) -> Verdict {

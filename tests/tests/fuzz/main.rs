@@ -9,7 +9,8 @@
 //!
 //! A failure prints the seed of its program: `--run` with that seed, and as many operations as one
 //! program has, makes the same choices again as long as the kernel completes requests at the same
-//! moments. `GETBUF_TEST_ENGINE` names the only engine to try.
+//! moments. `GETBUF_TEST_ENGINE` names the only engine to try. A long run prints how far it is, and
+//! ends in order, with what it did, when there is the file that `GETBUF_TEST_STOP` names.
 
 mod model;
 mod world;
@@ -17,7 +18,7 @@ mod world;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use getbuf_tests::Rig;
+use getbuf_tests::{Progress, Rig};
 use libtest_mimic::{Arguments, Failed, Trial};
 use uring_getbuf::ring::Setup;
 use uring_getbuf::{Engine, Support};
@@ -63,7 +64,8 @@ fn main() -> ExitCode {
                     return Ok(libtest_mimic::Completion::ignored_with(reason));
                 }
                 let rig = Rig { engine, setup };
-                let tally = run(rig, 0x5eed, SHARE).map_err(Failed::from)?;
+                let tally = run(rig, 0x5eed, SHARE, &mut Progress::silent());
+                let tally = tally.map_err(Failed::from)?;
                 println!("{engine}::{name}: {tally}");
                 Ok(libtest_mimic::Completion::Completed)
             }));
@@ -73,9 +75,12 @@ fn main() -> ExitCode {
 }
 
 /// Programs one after the other, the first one with this seed.
-fn run(rig: Rig, seed: u64, operations: u64) -> Result<Tally, String> {
+fn run(rig: Rig, seed: u64, operations: u64, progress: &mut Progress) -> Result<Tally, String> {
     let mut tally = Tally::default();
     for number in 0..operations.div_ceil(PROGRAM) {
+        if progress.tell(tally) {
+            break;
+        }
         let seed = seed.wrapping_add(number);
         let some = PROGRAM.min(operations - number * PROGRAM);
         // A panic names the program, too.
@@ -106,9 +111,10 @@ fn long(engine: &str, setup: &str, operations: &str, seed: Option<&str>) -> Resu
         Some(seed) => number(seed)?,
         None => u64::from(std::process::id()) << 32,
     };
-    println!("{engine}, {operations} operations from seed {seed:#x}");
+    let name = format!("{engine} from seed {seed:#x}");
+    println!("{name}: {operations} operations are wanted");
     let begin = Instant::now();
-    let tally = run(Rig { engine, setup }, seed, operations)?;
-    println!("{tally}, {:.1} s", begin.elapsed().as_secs_f64());
+    let tally = run(Rig { engine, setup }, seed, operations, &mut Progress::new(&name))?;
+    println!("{name}: {tally}, {:.1} s", begin.elapsed().as_secs_f64());
     Ok(())
 }

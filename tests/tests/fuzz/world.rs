@@ -7,6 +7,7 @@ use std::io::{self, Read, Write, pipe};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::sync::LazyLock;
 
 use getbuf_tests::Folder;
 use uring_getbuf::STREAM;
@@ -18,14 +19,20 @@ const LENGTHS: [u64; SOURCES] = [0, 1, 4096, 70_001, 1 << 20];
 /// A file of sinks is begun anew when it has become so long.
 const LONG: u64 = 64 << 20;
 
-/// The byte at an offset of a source.
-pub(crate) fn byte(source: usize, offset: u64) -> u8 {
-    let mixed = (offset ^ (source as u64) << 56).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 56) as u8
-}
-
-fn bytes(source: usize, offset: u64, len: u32) -> Vec<u8> {
-    (offset..offset + u64::from(len)).map(|offset| byte(source, offset)).collect()
+/// Bytes of a source. Made once: where a machine is emulated, that is dear.
+fn bytes(source: usize, offset: u64, len: u32) -> &'static [u8] {
+    static ALL: LazyLock<[Vec<u8>; SOURCES]> = LazyLock::new(|| {
+        std::array::from_fn(|source| {
+            (0..LENGTHS[source])
+                .map(|offset| {
+                    let mixed =
+                        (offset ^ (source as u64) << 56).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                    (mixed >> 56) as u8
+                })
+                .collect()
+        })
+    });
+    &ALL[source][offset as usize..][..len as usize]
 }
 
 pub(crate) struct Source {
@@ -125,7 +132,7 @@ impl Sink {
         if got == want {
             return Ok(());
         }
-        let first = got.iter().zip(&want).position(|(got, want)| got != want);
+        let first = got.iter().zip(want).position(|(got, want)| got != want);
         Err(format!("source {source} from {offset}, {len} bytes: wrong from byte {first:?}"))
     }
 
@@ -161,7 +168,7 @@ impl World {
         let mut sources = Vec::new();
         for (number, len) in LENGTHS.into_iter().enumerate() {
             let path = folder.path(&format!("source{number}"));
-            File::create(&path)?.write_all(&bytes(number, 0, len as u32))?;
+            File::create(&path)?.write_all(bytes(number, 0, len as u32))?;
             sources.push(Source { file: File::open(path)?, len, attached: None });
         }
         let file = |name: &str| {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! An attacker: random requests, most of them nearly right, so that they get far.
+//! An attacker: random requests on rings of every set-up.
 //!
 //! Memory of its own that the kernel may write to is one scratch area: an attacker attacks the
 //! kernel, not itself.
@@ -8,53 +8,48 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::mem;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 
 use fastrand::Rng;
+use io_uring::types::Fd;
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{Builder, IoUring, cqueue, opcode as ops, squeue};
-use uring_getbuf::Support;
 use uring_getbuf_sys as sys;
 
-use crate::{Outcome, said};
+use crate::request::{SCRATCH, SLOTS, Sqe, Target};
+use crate::{Outcome, Tally, said};
 
 const THREADS: u64 = 2;
-const SLOTS: u32 = 16;
-/// Requests of one ring; then it is closed as it is.
-const RING: u64 = 1_500;
-const BATCH: usize = 24;
-const SCRATCH: usize = 1 << 16;
+/// The places of a file that is open for its path only,
+const PATH_ONLY: usize = 6;
+/// and of both ends of a TCP connection.
+const NEAR: usize = 10;
+const FAR: usize = 11;
+/// About how many requests a ring is sent; then it is closed as it is.
+const RING: u64 = 4_000;
+/// Sizes of queues, and most requests of a system call.
+const QUEUES: [u32; 2] = [16, 64];
 
-/// A request as the kernel reads it.
-type Sqe = [u64; 8];
-
-/// What every thread needs.
-#[derive(Clone)]
-struct Target {
-    get_buf: Option<u8>,
-    put_buf: Option<u8>,
-    files: Vec<RawFd>,
-    device: Option<RawFd>,
-}
-
-pub(crate) fn main(folder: &str, seed: &str, requests: &str, failing: &str) -> Outcome {
+/// The arguments: where the files are, a seed, how many requests to send, the numbers of the
+/// opcodes or nothing, and whether allocations are to fail.
+pub(crate) fn main(args: [&str; 6]) -> Outcome {
+    let [folder, seed, requests, get_buf, put_buf, failing] = args;
     let number = |text: &str| text.parse::<u64>().map_err(said);
     let (seed, requests) = (number(seed)?, number(requests)?);
-    let support = Support::detect();
+    let device = File::options().read(true).write(true).open("/dev/getbuf");
+    let files = files(Path::new(folder)).map_err(said)?;
+    let device = device.ok().map(IntoRawFd::into_raw_fd);
     let target = Target {
-        get_buf: support.get_buf_opcode(),
-        put_buf: support.put_buf_opcode(),
-        files: files(Path::new(folder)).map_err(said)?,
-        device: File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/getbuf")
-            .ok()
-            .map(IntoRawFd::into_raw_fd),
+        get_buf: get_buf.parse().ok(),
+        put_buf: put_buf.parse().ok(),
+        bound: device.map(|device| bind(device, &files[..5])).transpose()?.unwrap_or_default(),
+        files,
+        device,
+        connection: connection().map_err(said)?,
     };
     let failing = failing == "failing";
     // The parent may not be there to hear it.
@@ -68,27 +63,52 @@ pub(crate) fn main(folder: &str, seed: &str, requests: &str, failing: &str) -> O
                 if failing && fs::write("/proc/thread-self/make-it-fail", "1").is_err() {
                     panic!("allocations cannot be made to fail");
                 }
-                target
-                    .attack(&mut Rng::with_seed(seed.wrapping_mul(31).wrapping_add(number)), share);
+                let seed = seed.wrapping_mul(31).wrapping_add(number);
+                target.attack(&mut Rng::with_seed(seed), share)
             })
         })
         .collect();
+    let mut tally = Tally::default();
     for thread in threads {
-        thread.join().map_err(|_| "a thread panicked")?;
+        tally += thread.join().map_err(|_| "a thread panicked")?;
     }
+    println!("{} {}", tally.sent, tally.done);
     Ok(())
 }
 
-/// One of every kind. They stay open.
-fn files(folder: &Path) -> std::io::Result<Vec<RawFd>> {
+/// Descriptors of the device that know their source already. Binding is for files that can lend.
+fn bind(device: RawFd, files: &[RawFd]) -> Outcome<Vec<RawFd>> {
+    let mut ring = IoUring::new(4).map_err(said)?;
+    let mut bound = Vec::new();
+    for file in files {
+        let mut payload = [0; 16];
+        payload[..4].copy_from_slice(&file.to_ne_bytes());
+        payload[7] = sys::GETBUF_ABI_VERSION as u8;
+        let command = ops::UringCmd16::new(Fd(device), sys::GETBUF_CMD_BIND).cmd(payload).build();
+        // SAFETY: it names no memory.
+        unsafe { ring.submission().push(&command) }.map_err(said)?;
+        ring.submit_and_wait(1).map_err(said)?;
+        bound.extend(ring.completion().map(|answer| answer.result()).filter(|answer| *answer >= 0));
+    }
+    Ok(bound)
+}
+
+/// Both ends of a TCP connection, on which nothing waits.
+fn connection() -> std::io::Result<[RawFd; 2]> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let near = TcpStream::connect(listener.local_addr()?)?;
     let far = listener.accept()?.0;
-    let (one, other) = UnixStream::pair()?;
-    let (from, to) = std::io::pipe()?;
     for socket in [&near, &far] {
         socket.set_nonblocking(true)?;
     }
+    Ok([near, far].map(IntoRawFd::into_raw_fd))
+}
+
+/// One of every kind, in the order that requests know. They stay open.
+fn files(folder: &Path) -> std::io::Result<Vec<RawFd>> {
+    let [near, far] = connection()?;
+    let (one, other) = UnixStream::pair()?;
+    let (from, to) = std::io::pipe()?;
     let special = |path: &Path, flags| OpenOptions::new().read(true).custom_flags(flags).open(path);
     let mut files = vec![
         File::open(folder.join("sacred"))?.into_raw_fd(),
@@ -101,8 +121,8 @@ fn files(folder: &Path) -> std::io::Result<Vec<RawFd>> {
         File::open("/dev/zero")?.into_raw_fd(),
         File::options().read(true).write(true).open("/dev/null")?.into_raw_fd(),
         File::open("/proc/self/status")?.into_raw_fd(),
-        near.into_raw_fd(),
-        far.into_raw_fd(),
+        near,
+        far,
         one.into_raw_fd(),
         other.into_raw_fd(),
         from.into_raw_fd(),
@@ -113,26 +133,53 @@ fn files(folder: &Path) -> std::io::Result<Vec<RawFd>> {
 }
 
 impl Target {
-    fn attack(&self, rng: &mut Rng, mut requests: u64) {
+    fn attack(&self, rng: &mut Rng, requests: u64) -> Tally {
         let mut scratch = vec![0_u8; SCRATCH];
-        while requests > 0 {
-            let share = RING.min(requests);
-            requests -= share;
+        let mut tally = Tally::default();
+        let mut left = requests;
+        while left > 0 {
+            let share = rng.u64(1..=2 * RING).min(left);
+            let size = *rng.choice(&QUEUES).unwrap_or(&16);
             // Some set-ups are not allowed together, or not to be had when memory is short.
-            if rng.u32(0..4) == 0 {
+            let done = if rng.u32(0..4) == 0 {
                 let mut builder = IoUring::<squeue::Entry128, cqueue::Entry32>::builder();
-                if let Ok(ring) = set_up(&mut builder, rng) {
-                    self.use_ring(ring, &mut scratch, rng, share);
-                }
+                set_up(&mut builder, size, rng)
+                    .map(|ring| self.use_ring(ring, &mut scratch, rng, share))
             } else {
                 let mut builder = IoUring::<squeue::Entry, cqueue::Entry>::builder();
-                if let Ok(ring) = set_up(&mut builder, rng) {
-                    self.use_ring(ring, &mut scratch, rng, share);
-                }
-            }
+                set_up(&mut builder, size, rng)
+                    .map(|ring| self.use_ring(ring, &mut scratch, rng, share))
+            };
+            let done = done.unwrap_or_default();
+            tally += done;
+            // No ring takes nothing for ever.
+            left = left.saturating_sub(done.sent.max(1));
         }
         // What the kernel may still write to stays.
         mem::forget(scratch);
+        tally
+    }
+
+    /// What the kernel takes as a ring's files: not what is open for its path only.
+    ///
+    /// A ring with a socket does not end on any kernel, also without leases, while a `SEND_ZC` of it
+    /// waits for room at the other end of a connection to that socket: it waits for the network, and
+    /// the socket for it. So rings have a connection of their own, whose other end is no target.
+    fn registered(&self) -> Vec<RawFd> {
+        let mut files = self.files.clone();
+        (files[PATH_ONLY], files[NEAR], files[FAR]) = (-1, self.connection[0], -1);
+        files
+    }
+
+    /// Takes what has arrived, so that sends do not all wait for room: their rings, once closed, keep
+    /// the kernel busy until it is there.
+    fn read_all(&self) {
+        let mut bytes = [0; 16 << 10];
+        for socket in [self.files[NEAR], self.files[FAR], self.connection[1]] {
+            // SAFETY: it is open as long as the process; one that a request has shut is no less so.
+            let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+            let _ = rustix::io::read(socket, &mut bytes);
+        }
     }
 
     fn use_ring<S, C>(
@@ -140,10 +187,11 @@ impl Target {
         mut ring: IoUring<S, C>,
         scratch: &mut [u8],
         rng: &mut Rng,
-        mut requests: u64,
-    ) where
+        requests: u64,
+    ) -> Tally
+    where
         S: squeue::EntryMarker,
-        C: cqueue::EntryMarker,
+        C: cqueue::EntryMarker + Into<cqueue::Entry>,
     {
         let (base, len) = (scratch.as_mut_ptr(), scratch.len());
         let vector = libc::iovec { iov_base: base.cast(), iov_len: len };
@@ -151,25 +199,45 @@ impl Target {
         let _ = submitter.register_buffers_sparse(SLOTS + 1);
         // SAFETY: the scratch area is never freed. The last slot is memory of the program's own.
         let _ = unsafe { submitter.register_buffers_update(SLOTS, &[vector], None) };
-        let _ = submitter.register_files(&self.files);
+        let _ = submitter.register_files(&self.registered());
         let _ = submitter.register_enable_rings();
         // Another ring to which slots are cloned; who closes it first is chance.
         let mirror = IoUring::new(4).ok().filter(|_| rng.u32(0..4) == 0);
-        while requests > 0 {
-            let batch = rng.usize(1..=BATCH);
-            requests = requests.saturating_sub(batch as u64);
-            for number in 0..batch {
-                let sqe = self.request(rng, base as u64, number as u64);
+        let most = ring.submission().capacity();
+        let (mut queued, mut tries) = (0, 0);
+        let mut tally = Tally::default();
+        while tries < requests {
+            let batch = rng.usize(1..=most);
+            let mut chain = Vec::new().into_iter();
+            for _ in 0..batch {
+                let sqe = chain.next().unwrap_or_else(|| {
+                    if rng.u32(0..8) > 0 {
+                        return self.request(rng, base as u64);
+                    }
+                    chain = self.chain(rng, base as u64).into_iter();
+                    chain.next().unwrap_or_default()
+                });
                 // SAFETY: plain data of the same size, that only the kernel interprets; what the
                 // kernel writes to is the scratch area, or nothing of this process.
                 let entry = unsafe { mem::transmute::<Sqe, squeue::Entry>(sqe) };
+                tries += 1;
                 // SAFETY: as above.
-                let _ = unsafe { ring.submission().push(&S::from(entry)) };
+                if unsafe { ring.submission().push(&S::from(entry)) }.is_err() {
+                    // The kernel has not taken what is there: a thread of its own is late.
+                    break;
+                }
+                queued += 1;
             }
             let timeout = Timespec::new().nsec(rng.u32(0..500_000));
             let args = SubmitArgs::new().timespec(&timeout);
             let _ = ring.submitter().submit_with_args(rng.usize(0..=batch), &args);
-            while ring.completion().next().is_some() {}
+            for completion in ring.completion() {
+                let completion: cqueue::Entry = completion.into();
+                tally.done += u64::from(completion.result() >= 0);
+            }
+            if rng.bool() {
+                self.read_all();
+            }
             match rng.u32(0..60) {
                 0 => {
                     let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
@@ -184,7 +252,7 @@ impl Target {
                 }
                 2 => {
                     let _ = ring.submitter().unregister_files();
-                    let _ = ring.submitter().register_files(&self.files);
+                    let _ = ring.submitter().register_files(&self.registered());
                 }
                 3..6 => {
                     if let Some(mirror) = &mirror {
@@ -199,123 +267,16 @@ impl Target {
                 _ => {}
             }
         }
-        if rng.bool() {
-            drop(ring);
+        // What is left in the queue was not sent.
+        tally.sent = queued - ring.submission().len() as u64;
+        match rng.u32(0..8) {
+            // Before the mirror is closed,
+            0..4 => drop(ring),
+            // after it, or when the process ends.
+            4..7 => {}
+            _ => mem::forget(ring),
         }
-    }
-
-    /// A file, by number: right, wrong, or none.
-    fn file(&self, rng: &mut Rng, fixed: bool) -> i32 {
-        let place = rng.usize(0..self.files.len());
-        match rng.u32(0..16) {
-            0 => -1,
-            1 => rng.i32(..),
-            // The first ones can lend.
-            2..10 if fixed => rng.i32(0..5),
-            2..10 => self.files[rng.usize(0..5)],
-            _ if fixed => place as i32,
-            _ => self.files[place],
-        }
-    }
-
-    fn request(&self, rng: &mut Rng, scratch: u64, name: u64) -> Sqe {
-        let code = self.code(rng);
-        let mut flags = 0;
-        for (bit, odds) in [(0, 2), (1, 20), (2, 4), (3, 6), (4, 12), (6, 4)] {
-            if rng.u32(0..odds) == 0 {
-                flags |= 1_u64 << bit;
-            }
-        }
-        let mut file = self.file(rng, flags & 1 != 0);
-        let slot = if rng.u32(0..12) == 0 { rng.u32(0..1 << 16) } else { rng.u32(0..=SLOTS) };
-        let mut sqe = [0; 8];
-        sqe[1] = offset(rng);
-        sqe[3] = u64::from(length(rng));
-        sqe[5] = u64::from(slot);
-        match code {
-            ops::UringCmd16::CODE => {
-                if let Some(device) = self.device
-                    && rng.u32(0..8) > 0
-                {
-                    (file, flags) = (device, flags & !1);
-                }
-                self.command(rng, &mut sqe, scratch);
-            }
-            // From or to a slot: what is there counts from 0.
-            ops::ReadFixed::CODE | ops::WriteFixed::CODE | ops::Send::CODE | ops::SendZc::CODE => {
-                sqe[2] = if slot == SLOTS { scratch } else { u64::from(rng.u32(0..8192)) };
-                if code == ops::Send::CODE || code == ops::SendZc::CODE {
-                    // With IORING_RECVSEND_FIXED_BUF and MSG_DONTWAIT | MSG_NOSIGNAL.
-                    sqe[0] |= 4 << 16;
-                    sqe[1] = 0;
-                    sqe[3] |= 0x4040 << 32;
-                }
-            }
-            ops::AsyncCancel::CODE => (sqe[1], sqe[2], sqe[3]) = (0, rng.u64(0..BATCH as u64), 0),
-            ops::Splice::CODE => sqe[2] = u64::MAX,
-            ops::PollAdd::CODE => (sqe[1], sqe[3]) = (0, 1 << 32),
-            _ => {}
-        }
-        // One of the fields that must be zero.
-        if rng.u32(0..24) == 0 {
-            sqe[rng.usize(5..8)] ^= rng.u64(..) & !0xffff;
-        }
-        if rng.u32(0..24) == 0 {
-            sqe[3] |= u64::from(rng.u32(..)) << 32;
-        } else if Some(code) == self.get_buf && rng.bool() {
-            // IORING_GET_BUF_REPLACE.
-            sqe[3] |= 1 << 32;
-        }
-        sqe[0] |= u64::from(code) | flags << 8 | u64::from(file as u32) << 32;
-        sqe[4] = name;
-        sqe
-    }
-
-    fn code(&self, rng: &mut Rng) -> u8 {
-        let lend = |code: Option<u8>, otherwise| code.unwrap_or(otherwise);
-        let command = ops::UringCmd16::CODE;
-        match rng.u32(0..100) {
-            0..30 => lend(self.get_buf, command),
-            30..40 => lend(self.put_buf, command),
-            40..60 if self.device.is_some() => command,
-            40..72 => ops::WriteFixed::CODE,
-            72..80 => ops::ReadFixed::CODE,
-            80..84 => ops::Send::CODE,
-            84..90 => ops::SendZc::CODE,
-            90..92 => ops::Nop::CODE,
-            92..94 => ops::PollAdd::CODE,
-            94..97 => ops::AsyncCancel::CODE,
-            97..99 => command,
-            _ => ops::Splice::CODE,
-        }
-    }
-
-    /// A command of `/dev/getbuf`.
-    fn command(&self, rng: &mut Rng, sqe: &mut Sqe, scratch: u64) {
-        let commands = [
-            sys::GETBUF_CMD_FETCH,
-            sys::GETBUF_CMD_FETCH,
-            sys::GETBUF_CMD_FETCH,
-            sys::GETBUF_CMD_RELEASE,
-            sys::GETBUF_CMD_RELEASE,
-            sys::GETBUF_CMD_COPY_OUT,
-            sys::GETBUF_CMD_QUERY,
-        ];
-        let code =
-            if rng.u32(0..16) == 0 { rng.u32(..) } else { *rng.choice(&commands).unwrap_or(&0) };
-        let slot = u64::from(rng.u32(0..SLOTS + 2));
-        let flags = u64::from(rng.u8(..) & if rng.u32(0..16) == 0 { 0xff } else { 1 });
-        let version =
-            if rng.u32(0..24) == 0 { rng.u64(0..256) } else { u64::from(sys::GETBUF_ABI_VERSION) };
-        let fd = self.file(rng, false);
-        let first = if code == sys::GETBUF_CMD_FETCH { fd as u32 } else { rng.u32(0..2) };
-        (sqe[1], sqe[5]) = (u64::from(code), 0);
-        if code == sys::GETBUF_CMD_COPY_OUT || code == sys::GETBUF_CMD_QUERY {
-            sqe[2] = if rng.u32(0..8) == 0 { 1 } else { scratch };
-            sqe[3] = u64::from(rng.u32(0..SCRATCH as u32));
-        }
-        sqe[6] = u64::from(first) | slot << 32 | flags << 48 | version << 56;
-        sqe[7] = offset(rng);
+        tally
     }
 }
 
@@ -332,34 +293,14 @@ fn clone(from: RawFd, to: RawFd, rng: &mut Rng) {
     let _ = unsafe { libc::syscall(libc::SYS_io_uring_register, to, 30, &raw const clone, 1) };
 }
 
-/// Where in a file.
-fn offset(rng: &mut Rng) -> u64 {
-    match rng.u32(0..16) {
-        0 => u64::MAX,
-        1 => i64::MAX as u64 - rng.u64(0..8192),
-        2 => rng.u64(..),
-        3..10 => rng.u64(0..64) * 4096,
-        _ => rng.u64(0..1 << 18),
-    }
-}
-
-fn length(rng: &mut Rng) -> u32 {
-    match rng.u32(0..16) {
-        0 => 0,
-        1 => u32::MAX - rng.u32(0..2),
-        2 => rng.u32(..),
-        3..10 => 4096,
-        _ => rng.u32(1..1 << 17),
-    }
-}
-
 /// A ring of some kind.
 fn set_up<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
     builder: &mut Builder<S, C>,
+    size: u32,
     rng: &mut Rng,
 ) -> std::io::Result<IoUring<S, C>> {
     match rng.u32(0..8) {
-        0 => builder.setup_sqpoll(5),
+        0 => builder.setup_sqpoll(1),
         1 => builder.setup_iopoll(),
         2 | 3 => builder.setup_single_issuer().setup_defer_taskrun(),
         4 => builder.setup_coop_taskrun().setup_taskrun_flag(),
@@ -371,7 +312,7 @@ fn set_up<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
     }
     // A queue of completions that runs over.
     if rng.u32(0..4) == 0 {
-        builder.setup_cqsize(32);
+        builder.setup_cqsize(size);
     }
-    builder.build(32)
+    builder.build(size)
 }

@@ -12,19 +12,26 @@
 //! cargo test -p getbuf-tests --test hostile -- --run killed KILLS [SEED]
 //! ```
 //!
+//! Requests are those that the kernel has taken; a kill counts if a lease was alive just before it.
+//! A long run prints how far it is, and ends in order, with what it did, when there is the file that
+//! `GETBUF_TEST_STOP` names.
+//!
 //! It runs in the test kernels, as root. Where the kernel lends nothing, every trial is ignored.
 
 mod attack;
 mod place;
+mod request;
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::ops::AddAssign;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use getbuf_tests::Progress;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -47,10 +54,44 @@ const DEVICE: &str = "/dev/getbuf";
 const SACRED: usize = 200_003;
 const ATTACKERS: u64 = 2;
 /// An attacker that takes longer for a share hangs.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// Requests that an attacker sends in a row.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Requests that an attacker sends in a row,
 const SHARE: u64 = 3_000;
+/// and in a long run: a process costs a slow kernel as much as hundreds of requests.
+const LONG_SHARE: u64 = 40_000;
 const KILLS: u64 = 20;
+
+/// What attackers did.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    /// Requests that the kernel took,
+    sent: u64,
+    /// completions that tell no error, of those that were looked at,
+    done: u64,
+    /// and kills, while a lease was alive,
+    killed: u64,
+    /// or none was.
+    idle: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, more: Self) {
+        self.sent += more.sent;
+        self.done += more.done;
+        self.killed += more.killed;
+        self.idle += more.idle;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.killed + self.idle > 0 {
+            write!(f, "{} killed with leases, {} without", self.killed, self.idle)
+        } else {
+            write!(f, "{} requests, {} successes seen", self.sent, self.done)
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
@@ -68,7 +109,12 @@ fn main() -> ExitCode {
     let args: Vec<_> = std::env::args().skip(1).collect();
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
-        [ATTACK, folder, seed, requests, failing] => attack::main(folder, seed, requests, failing),
+        [ATTACK, ref rest @ ..] => match *rest {
+            [folder, seed, requests, get_buf, put_buf, failing] => {
+                attack::main([folder, seed, requests, get_buf, put_buf, failing])
+            }
+            _ => Err("an attacker is told six things".into()),
+        },
         ["--run", way, count, ref seed @ ..] => long(way, count, seed.first().copied()),
         _ => return trials(),
     };
@@ -93,7 +139,8 @@ fn trials() -> ExitCode {
                 return Ok(Completion::ignored_with(reason));
             }
             let count = if way == Way::Killed { KILLS } else { ATTACKERS * SHARE };
-            run(way, count, 0xbad).map_err(Failed::from)?;
+            let tally = run(way, count, SHARE, 0xbad, &mut Progress::silent());
+            println!("{name}: {}", tally.map_err(Failed::from)?);
             Ok(Completion::Completed)
         })
     });
@@ -109,8 +156,9 @@ fn long(way: &str, count: &str, seed: Option<&str>) -> Outcome {
     lends()?;
     let begin = Instant::now();
     let (count, seed) = (number(count)?, seed.map_or(Ok(1), number)?);
-    run(way, count, seed)?;
-    println!("{way:?}: {count} from seed {seed}, {:.1} s", begin.elapsed().as_secs_f64());
+    let name = format!("{way:?} from seed {seed}");
+    let tally = run(way, count, LONG_SHARE, seed, &mut Progress::new(&name))?;
+    println!("{name}: {tally}, {:.1} s", begin.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -161,26 +209,30 @@ fn said(error: impl fmt::Display) -> String {
     error.to_string()
 }
 
-fn run(way: Way, count: u64, seed: u64) -> Outcome {
+fn run(way: Way, count: u64, most: u64, seed: u64, progress: &mut Progress) -> Outcome<Tally> {
     let place = Place::new()?;
     let mut rng = Rng::with_seed(seed);
     if way == Way::Failing {
         can_fail()?;
         failures(true).map_err(said)?;
     }
-    let mut left = count;
+    let mut tally = Tally::default();
     let done = loop {
+        let done = if way == Way::Killed { tally.killed } else { tally.sent };
+        if done >= count || progress.tell(tally) {
+            break Ok(tally);
+        }
         let seed = rng.u64(..);
         let round = match way {
-            Way::Killed => kill(&place, seed, &mut rng).map(|()| 1),
+            Way::Killed => kill(&place, seed, &mut rng),
             Way::Random | Way::Failing => {
-                share(&place, seed, left.min(ATTACKERS * SHARE), way, &mut rng)
+                let each = (count - done).div_ceil(ATTACKERS).min(most);
+                share(&place, seed, each, way, &mut rng)
             }
         };
-        match round.and_then(|done| place.check().and(no_leases_left()).map(|()| done)) {
-            Ok(done) if done < left => left -= done,
-            Ok(_) => break Ok(()),
-            Err(error) => break Err(format!("seed {seed}: {error}")),
+        match round.and_then(|more| place.check().and(no_leases_left()).map(|()| more)) {
+            Ok(more) => tally += more,
+            Err(error) => break Err(format!("after {tally}, seed {seed}: {error}")),
         }
     };
     if way == Way::Failing {
@@ -190,13 +242,15 @@ fn run(way: Way, count: u64, seed: u64) -> Outcome {
 }
 
 /// Attackers that come to their own end.
-fn share(place: &Place, seed: u64, requests: u64, way: Way, rng: &mut Rng) -> Outcome<u64> {
-    let each = requests.div_ceil(ATTACKERS);
+fn share(place: &Place, seed: u64, each: u64, way: Way, rng: &mut Rng) -> Outcome<Tally> {
     let attackers = (0..ATTACKERS).map(|number| place.attacker(seed ^ number, each, way));
     let mut attackers = attackers.collect::<Outcome<Vec<_>>>()?;
     let begin = Instant::now();
     loop {
+        let change = Instant::now();
         let _ = place.change(rng);
+        // A quarter of the time of a slow machine is enough for that.
+        let pause = (change.elapsed() * 3).max(Duration::from_millis(1));
         let mut running = 0;
         for attacker in &mut attackers {
             match attacker.try_wait().map_err(said)? {
@@ -206,7 +260,7 @@ fn share(place: &Place, seed: u64, requests: u64, way: Way, rng: &mut Rng) -> Ou
             }
         }
         if running == 0 {
-            return Ok(each * ATTACKERS);
+            break;
         }
         if begin.elapsed() > PATIENCE {
             for attacker in &mut attackers {
@@ -215,12 +269,32 @@ fn share(place: &Place, seed: u64, requests: u64, way: Way, rng: &mut Rng) -> Ou
             }
             return Err("an attacker hangs".into());
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(pause);
+    }
+    let mut tally = Tally::default();
+    for attacker in attackers {
+        tally += told(attacker)?;
+    }
+    if tally.sent == 0 { Err("nothing was sent".into()) } else { Ok(tally) }
+}
+
+/// What an attacker that has ended says that it did.
+fn told(attacker: Child) -> Outcome<Tally> {
+    let said = attacker.wait_with_output().map_err(said)?.stdout;
+    let text = String::from_utf8_lossy(&said);
+    let numbers: Vec<_> = text.trim_start_matches('!').split_whitespace().collect();
+    match numbers[..] {
+        [sent, done] => Ok(Tally {
+            sent: sent.parse().map_err(crate::said)?,
+            done: done.parse().map_err(crate::said)?,
+            ..Tally::default()
+        }),
+        _ => Err(format!("an attacker says {text:?}")),
     }
 }
 
 /// An attacker that is killed in the middle.
-fn kill(place: &Place, seed: u64, rng: &mut Rng) -> Outcome {
+fn kill(place: &Place, seed: u64, rng: &mut Rng) -> Outcome<Tally> {
     let mut attacker = place.attacker(seed, u64::MAX, Way::Killed)?;
     // It says when it begins.
     let begun = attacker.stdout.take().map(|mut from| from.read_exact(&mut [0]));
@@ -229,13 +303,22 @@ fn kill(place: &Place, seed: u64, rng: &mut Rng) -> Outcome {
         return Err(format!("an attacker does not begin: {status}"));
     }
     std::thread::sleep(Duration::from_micros(rng.u64(0..20_000)));
+    // Most of them once they have leases, which takes a slow kernel longer.
+    let patience = Instant::now() + Duration::from_secs(1);
+    while rng.u32(0..16) > 0 && live_leases()? == 0 && Instant::now() < patience {
+        std::thread::sleep(Duration::from_micros(rng.u64(0..2_000)));
+    }
+    let with_leases = live_leases()? > 0;
     attacker.kill().map_err(said)?;
     attacker.wait().map_err(said)?;
     // Where the test bed says what to load again.
-    match std::env::var_os("GETBUF_MODULE") {
-        Some(module) if rng.u32(0..8) == 0 => reload(Path::new(&module)),
-        _ => Ok(()),
+    if let Some(module) = std::env::var_os("GETBUF_MODULE")
+        && rng.u32(0..8) == 0
+    {
+        reload(Path::new(&module))?;
     }
+    let (killed, idle) = (u64::from(with_leases), u64::from(!with_leases));
+    Ok(Tally { killed, idle, ..Tally::default() })
 }
 
 /// Unloads the module as soon as it lets us, while the kernel takes the leases of the dead back.

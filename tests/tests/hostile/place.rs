@@ -12,6 +12,7 @@ use getbuf_tests::{Folder, pattern};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+use uring_getbuf::Support;
 
 use crate::{ATTACK, Outcome, SACRED, Way, said};
 
@@ -22,6 +23,8 @@ const PAGE: u64 = 4096;
 pub(crate) struct Place {
     folder: Folder,
     sacred: Vec<u8>,
+    /// GET_BUF and PUT_BUF, where the kernel has them.
+    opcodes: [Option<u8>; 2],
 }
 
 impl Place {
@@ -29,7 +32,9 @@ impl Place {
         let folder = Folder::new().map_err(said)?;
         fs::create_dir(folder.path("disk")).map_err(said)?;
         mount(&folder)?;
-        let place = Self { folder, sacred: pattern(7, SACRED) };
+        let support = Support::detect();
+        let opcodes = [support.get_buf_opcode(), support.put_buf_opcode()];
+        let place = Self { folder, sacred: pattern(7, SACRED), opcodes };
         fs::write(place.folder.path("sacred"), &place.sacred).map_err(said)?;
         for path in place.moving() {
             fs::write(path, vec![1; 1 << 20]).map_err(said)?;
@@ -50,8 +55,11 @@ impl Place {
         let executable = std::env::current_exe().map_err(said)?;
         let folder = self.folder.path("");
         let failing = if way == Way::Failing { "failing" } else { "" };
+        let [get_buf, put_buf] =
+            self.opcodes.map(|code| code.map(|code| code.to_string()).unwrap_or_default());
         let mut command = Command::new(executable);
-        command.arg(ATTACK).arg(folder).args([&seed.to_string(), &requests.to_string(), failing]);
+        command.arg(ATTACK).arg(folder).args([&seed.to_string(), &requests.to_string()]);
+        command.args([&get_buf, &put_buf, failing]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(said)
     }
 

@@ -57,8 +57,12 @@ fn fragments(kernel: &Kernel) -> Vec<PathBuf> {
         Machine::Qemu => "qemu.config",
     };
     let configs = root().join("kernel/configs");
-    let debug = kernel.debug.then_some("debug.config");
-    [base].into_iter().chain(debug).map(|name| configs.join(name)).collect()
+    let debug: &[_] = match (kernel.debug, kernel.machine) {
+        (false, _) => &[],
+        (true, Machine::Um) => &["debug.config"],
+        (true, Machine::Qemu) => &["debug.config", "qemu-debug.config"],
+    };
+    [base].iter().chain(debug).map(|name| configs.join(name)).collect()
 }
 
 /// Where the output of a build goes.

@@ -169,9 +169,7 @@ fn command(job: &Path) -> Result<i32> {
         command.env(OsStr::from_bytes(&bytes[..name]), OsStr::from_bytes(&bytes[name + 1..]));
     }
     command.current_dir(WORK).env("PWD", WORK).env("TMPDIR", WORK);
-    // User-mode Linux with KASAN cannot load a module twice: the red zones of the first are still there.
-    if job.join("module").exists()
-        && !job.join("debug").exists()
+    if job.join("reload").exists()
         && let Some(path) = words(job, "module")?.last()
     {
         // For tests that unload it.

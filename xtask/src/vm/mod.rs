@@ -28,7 +28,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use crate::kernel::{Kernel, cache_folder};
+use crate::kernel::{Kernel, Machine, cache_folder};
 
 /// How long a guest may take to boot and to end, besides the command.
 const MARGIN: Duration = Duration::from_secs(120);
@@ -68,7 +68,7 @@ pub(crate) fn run(
     job: &Job,
     mut print: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<Outcome> {
-    let folder = Folder::new(job, kernel.debug)?;
+    let folder = Folder::new(job, kernel)?;
     let (log, log_guest) = console()?;
     let (out, out_guest) = console()?;
     let (err, err_guest) = console()?;
@@ -153,7 +153,7 @@ fn copy(
 struct Folder(PathBuf);
 
 impl Folder {
-    fn new(job: &Job, debug: bool) -> Result<Self> {
+    fn new(job: &Job, kernel: &Kernel) -> Result<Self> {
         let cache = cache_folder()?;
         // What a killed process has left.
         for entry in fs::read_dir(&cache)?.flatten() {
@@ -181,11 +181,16 @@ impl Folder {
         folder.write("command", command)?;
         folder.write("env", env)?;
         folder.write("limit", [job.limit.as_secs().to_string().into()])?;
-        if debug {
+        if kernel.debug {
             folder.write("debug", [])?;
         }
         if let Some(module) = &job.module {
             folder.write("module", [module.into()])?;
+            // User-mode Linux with KASAN cannot load a module twice: the red zones of the first are
+            // still there.
+            if !(kernel.debug && kernel.machine == Machine::Um) {
+                folder.write("reload", [])?;
+            }
         }
         Ok(folder)
     }
