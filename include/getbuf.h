@@ -391,8 +391,8 @@ int getbuf_complete(struct getbuf *getbuf,
 
 /**
  * As getbuf_complete(), for count completions at once, as io_uring_peek_batch_cqe() gives them.
- * events has room for as many; events->size is the size of each. events[i] is for cqes[i]: what
- * getbuf_complete() would say, or GETBUF_EVENT_FOREIGN where the completion is not for these slots
+ * events has room for as many; events->size is the size of each. Each event is for the completion at
+ * its place: what getbuf_complete() would say, or GETBUF_EVENT_FOREIGN where the completion is not for these slots
  * but for the program.
  *
  * How many are for the program. -EINVAL: NULL, or an events->size that is smaller than it ever was.

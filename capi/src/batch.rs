@@ -87,7 +87,7 @@ pub unsafe extern "C" fn getbuf_fetch_batch(
 ///
 /// # Safety
 ///
-/// As [`getbuf_chain()`], and `leases` is null or has room for one for each chain.
+/// As `getbuf_chain()`, and `leases` is null or has room for one for each chain.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getbuf_chain_batch(
     getbuf: *mut getbuf,
