@@ -209,7 +209,7 @@ impl GetBuf {
     /// that request is done, and no [`PutBuf`] is needed; the slot has to be free, and takes the
     /// buffer only if the fetch is short and that breaks the link.
     /// Not in the RFC, where it is `-EINVAL`;
-    /// [`Support::hands_over`](crate::probe::Support::hands_over) tells.
+    /// [`Features::linked_fetch`](crate::probe::Features::linked_fetch) tells.
     pub const fn linked(mut self) -> Self {
         self.flags |= sys::IORING_GET_BUF_LINKED;
         self
