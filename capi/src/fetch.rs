@@ -638,22 +638,31 @@ pub unsafe extern "C" fn getbuf_pending(getbuf: *mut getbuf) -> c_int {
 }
 
 impl getbuf {
+    /// Takes a chain, or as many single requests as a chain may have.
     fn take_outgoing(&mut self) -> Outcome<c_int> {
-        while let Some(outgoing) = self.slots.next_request() {
-            match outgoing {
-                Outgoing::Request(request) => self.outgoing.push(request.into_entry()),
-                Outgoing::Chain(chain) => self.outgoing.extend(chain.into_entries()),
-                Outgoing::Clear(clear) => {
+        while self.outgoing.len() < GETBUF_CHAIN_MAX as usize {
+            match self.slots.next_request() {
+                None => break,
+                Some(Outgoing::Request(request)) => {
+                    self.outgoing.push(request.into_entry());
+                    self.announced += 1;
+                }
+                // It is asked for again.
+                Some(Outgoing::Chain(_)) if self.announced > 0 => break,
+                Some(Outgoing::Chain(chain)) => {
+                    self.outgoing.extend(chain.into_entries());
+                    self.announced = 1;
+                    break;
+                }
+                Some(Outgoing::Clear(clear)) => {
                     match self.ring.clear(u32::from(clear.index()), 1) {
                         // Somebody has unregistered the whole table: then the slot is empty.
-                        Ok(()) | Err(libc::ENXIO) => {}
+                        Ok(()) | Err(libc::ENXIO) => clear.done(),
+                        Err(_) if self.announced > 0 => break,
                         Err(errno) => return Err(errno),
-                    }
-                    clear.done();
-                    continue;
+                    };
                 }
             }
-            break;
         }
         Ok(self.outgoing.len() as c_int)
     }
@@ -687,6 +696,7 @@ pub unsafe extern "C" fn getbuf_next(
         Ok(()) => {
             sqes.fill(&getbuf.outgoing);
             getbuf.outgoing.clear();
+            getbuf.announced = 0;
             0
         }
         Err(errno) => {

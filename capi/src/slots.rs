@@ -23,6 +23,8 @@ pub struct getbuf {
     pub(crate) table: Table,
     /// Requests of the slots themselves that C has been told of and has not fetched.
     pub(crate) outgoing: Vec<Entry>,
+    /// How many they are, a chain being one.
+    pub(crate) announced: u64,
     /// The provider that was asked last.
     pub(crate) provider: Option<(Foreign, Rc<dyn Provider>)>,
     /// `/dev/getbuf`, which requests name.
@@ -57,6 +59,7 @@ impl getbuf {
         slots.values().number(SERIAL.fetch_add(1, Ordering::Relaxed) % ((1 << 24) - 1) + 1);
         Self {
             outgoing: Vec::with_capacity(crate::abi::GETBUF_CHAIN_MAX as usize),
+            announced: 0,
             slots,
             tag,
             ring,
@@ -68,7 +71,7 @@ impl getbuf {
 
     /// Requests that the kernel may have.
     pub(crate) fn in_flight(&self) -> u64 {
-        // What waits in `outgoing` is one request or one chain, and counted as on its way.
-        self.slots.in_flight().saturating_sub(u64::from(!self.outgoing.is_empty()))
+        // What waits in `outgoing` is counted as on its way.
+        self.slots.in_flight().saturating_sub(self.announced)
     }
 }
