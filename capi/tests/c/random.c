@@ -311,7 +311,13 @@ static void check_bytes(const struct use *use, uint32_t len)
 	if (use->sink == SINK_NULL)
 		return;
 	arrived(use->sink, use->place, got, len);
-	CHECK(!memcmp(want, got, len));
+	for (i = 0; (uint32_t)i < len; i++)
+		if (want[i] != got[i]) {
+			fprintf(stderr, "sink %d, source %d from %llu, byte %d of %u: %02x, not %02x\n",
+				use->sink, use->model->source,
+				(unsigned long long)use->model->offset, i, len, got[i], want[i]);
+			exit(1);
+		}
 	tally.bytes += len;
 }
 

@@ -304,10 +304,11 @@ impl<'a> Relay<'a> {
         } else {
             stream::run(&mut self, ring, &files, source, sink, flow, head)
         };
+        let settled = ring.end_cancellations();
         // Detached now: the peer of a stream that the caller closes next is to see its end.
         drop(files);
         ring.sweep();
-        done
+        done.and(settled)
     }
 
     /// Where it ends, counted from where it begins; `size` is the source's.

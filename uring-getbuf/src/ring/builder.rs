@@ -204,6 +204,7 @@ impl Builder {
             muted: RefCell::default(),
             asked: 0,
             answered: Cell::new(None),
+            cancelling: Cell::new(0),
             looker: None,
             limits: None,
             uring,

@@ -39,7 +39,8 @@ pub(crate) enum Use {
     SendZc,
 }
 
-/// How long a ring that is dropped waits for requests that name its memory by address.
+/// How long a ring waits for what it has cancelled: when it is dropped, for requests that name its
+/// memory by address.
 const DRAIN: Duration = Duration::from_secs(1);
 
 impl Ring {
@@ -368,6 +369,25 @@ impl Ring {
         }
     }
 
+    /// Waits until no cancellation of a file is under way, which keeps it attached. They wait for
+    /// nothing; but who submits them may do so a little later (`SQPOLL`). Not for long: a completion
+    /// can be lost (`EBADR`).
+    pub(crate) fn end_cancellations(&mut self) -> Result<()> {
+        if self.cancelling.get() == 0 {
+            return Ok(());
+        }
+        let deadline = Instant::now() + DRAIN;
+        while self.cancelling.get() > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            self.enter(1, Some(left))?;
+            self.take_completions();
+        }
+        Ok(())
+    }
+
     #[inline]
     pub(crate) fn sweep(&mut self) {
         if self.files.any_vacant() {
@@ -536,6 +556,7 @@ impl Driver for Ring {
                 Event::Ready { token: value as u32, result: Errno::check(result) }
             }
             Some((CANCEL_FILE, value)) => {
+                self.cancelling.set(self.cancelling.get() - 1);
                 self.files.done(value as u16);
                 Event::Pending
             }

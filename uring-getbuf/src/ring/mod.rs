@@ -83,6 +83,8 @@ pub struct Ring {
     /// Counts the requests of the ring's own that it waits for; the result of the last one.
     asked: u32,
     answered: Cell<Option<i32>>,
+    /// Cancellations of files that are under way.
+    cancelling: Cell<u32>,
     /// For looks at what the kernel has lent.
     looker: Option<copy_out::Looker>,
     /// Made by the first request that has one.
@@ -405,6 +407,7 @@ impl Ring {
         self.push_own(&cancel, CANCEL_FILE, u64::from(place))?;
         // Until it is done, the place is given to no other file, whose requests it would cancel.
         self.files.begin(place);
+        self.cancelling.set(self.cancelling.get() + 1);
         Ok(())
     }
 
