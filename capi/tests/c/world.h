@@ -173,7 +173,22 @@ static inline void drain_stream(int number)
 		CHECK(read(sinks[number].far, dropped, sizeof(dropped)) > 0);
 }
 
-/* New streams, with nothing in them. */
+/* Closes this one the time after next. */
+static inline void close_later(int fd)
+{
+	static int kept[16], next;
+
+	if (kept[next])
+		close(kept[next]);
+	kept[next] = fd;
+	next = (next + 1) % 16;
+}
+
+/*
+ * New streams, with nothing in them. A ring that was closed with requests in flight may look up their
+ * descriptors a little later, as a worker does when it begins with one: so the old ones stay open, and
+ * their numbers theirs, until the new ones are old.
+ */
 static inline void make_streams(void)
 {
 	static const int streams[] = { SINK_PIPE, SINK_UNIX, SINK_TCP };
@@ -183,8 +198,8 @@ static inline void make_streams(void)
 		struct sink *sink = &sinks[streams[i]];
 
 		if (sink->far >= 0) {
-			close(sink->fd);
-			close(sink->far);
+			close_later(sink->fd);
+			close_later(sink->far);
 		}
 		if (streams[i] == SINK_TCP)
 			tcp(ends);
@@ -197,8 +212,8 @@ static inline void make_streams(void)
 		sink->far = ends[streams[i] != SINK_PIPE];
 	}
 	if (pipe_in >= 0) {
-		close(pipe_in);
-		close(sources[PIPE].fd);
+		close_later(pipe_in);
+		close_later(sources[PIPE].fd);
 	}
 	CHECK_IS(pipe(ends), 0);
 	sources[PIPE].fd = ends[0];
