@@ -556,8 +556,8 @@ impl Driver for Ring {
                 Event::Ready { token: value as u32, result: Errno::check(result) }
             }
             Some((CANCEL_FILE, value)) => {
-                self.cancelling.set(self.cancelling.get() - 1);
                 self.files.done(value as u16);
+                self.cancelling.set(self.cancelling.get() - 1);
                 Event::Pending
             }
             Some((BIND | LOOK, value)) => {
