@@ -28,6 +28,7 @@ impl Options {
                 flavour: Flavour::Opcode,
                 machine: Machine::Um,
                 debug: false,
+                up: false,
                 source: None,
             },
             limit: Duration::from_secs(600),
@@ -48,6 +49,7 @@ impl Options {
                     }
                 }
                 Some("--debug") => options.kernel.debug = true,
+                Some("--up") => options.kernel.up = true,
                 Some("--qemu") => options.kernel.machine = Machine::Qemu,
                 Some("--module") => options.module = true,
                 Some("--icount") => options.exact = true,
@@ -68,6 +70,14 @@ impl Options {
                 _ => bail!("{} is no option here", arg.display()),
             }
         }
+        ensure!(
+            !options.kernel.up || options.kernel.machine == Machine::Um,
+            "--up is for user-mode Linux; a guest of QEMU takes --cpus 1"
+        );
+        ensure!(
+            !options.kernel.up || options.cpus.is_none_or(|cpus| cpus == 1),
+            "a kernel for one processor (--up) has no more: leave --cpus out"
+        );
         ensure!(options.limit.as_secs() > 0, "--limit is at least one second");
         Ok(options)
     }
@@ -89,6 +99,7 @@ mod tests {
         assert_eq!(options.command, ["ls", "--module"]);
         assert!(!options.module);
         assert!(parse(&["--module", "--", "ls"]).unwrap().module);
+        assert_eq!(parse(&["--debug", "--up"]).unwrap().kernel.to_string(), "um-opcode-debug-up");
     }
 
     #[test]
@@ -96,6 +107,8 @@ mod tests {
         assert!(parse(&["--flavour", "mint"]).is_err());
         assert!(parse(&["--limit"]).is_err());
         assert!(parse(&["--cpus", "0"]).is_err());
+        assert!(parse(&["--up", "--qemu"]).is_err());
+        assert!(parse(&["--up", "--cpus", "2"]).is_err());
         assert!(parse(&["ls"]).is_err());
     }
 }

@@ -50,6 +50,7 @@ cargo xtask COMMAND
 KERNEL:
   --flavour opcode|stock    with the project's patches (default), or as released
   --debug                   with KASAN, lockdep and kmemleak
+  --up                      for one processor: user-mode Linux is some times faster with --debug
   --qemu                    for a PC of QEMU instead of user-mode Linux
   --source DIR              the tree of Linux 7.3 to build; default: the distribution's package";
 

@@ -128,8 +128,13 @@ impl Guest {
             "this is QEMU {qemu}, and the plugin that counts is for QEMU {}",
             QEMU.join(" and ")
         );
-        let kernel =
-            Kernel { flavour: Flavour::Opcode, machine: Machine::Qemu, debug: false, source: None };
+        let kernel = Kernel {
+            flavour: Flavour::Opcode,
+            machine: Machine::Qemu,
+            debug: false,
+            up: false,
+            source: None,
+        };
         let image = kernel.build()?;
         let module = kernel.build_module()?;
         Ok(Self { kernel, image, module, getbuf: getbuf()?, plugin: plugin()?, qemu })

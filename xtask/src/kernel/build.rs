@@ -62,7 +62,8 @@ fn fragments(kernel: &Kernel) -> Vec<PathBuf> {
         (true, Machine::Um) => &["debug.config"],
         (true, Machine::Qemu) => &["debug.config", "qemu-debug.config"],
     };
-    [base].iter().chain(debug).map(|name| configs.join(name)).collect()
+    let up: &[_] = if kernel.up { &["um-up.config"] } else { &[] };
+    [base].iter().chain(debug).chain(up).map(|name| configs.join(name)).collect()
 }
 
 /// Where the output of a build goes.

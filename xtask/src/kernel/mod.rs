@@ -45,6 +45,9 @@ pub(crate) struct Kernel {
     pub(crate) machine: Machine,
     /// With the checks of memory and locks.
     pub(crate) debug: bool,
+    /// For one processor, in user-mode Linux: there, a kernel for several makes a system call
+    /// wherever it masks interrupts, which with the checks is most of its time.
+    pub(crate) up: bool,
     /// The tree to build; without it, the distribution's source package.
     pub(crate) source: Option<PathBuf>,
 }
@@ -71,6 +74,7 @@ impl fmt::Display for Kernel {
             Flavour::Stock => "-stock",
             Flavour::Opcode => "-opcode",
         })?;
-        f.write_str(if self.debug { "-debug" } else { "" })
+        f.write_str(if self.debug { "-debug" } else { "" })?;
+        f.write_str(if self.up { "-up" } else { "" })
     }
 }

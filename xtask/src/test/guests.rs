@@ -99,7 +99,7 @@ pub(super) fn all(totals: &mut Totals) -> Result<()> {
 impl Guest {
     fn kernel(&self) -> Kernel {
         let Self { flavour, debug, .. } = *self;
-        Kernel { flavour, machine: Machine::Um, debug, source: None }
+        Kernel { flavour, machine: Machine::Um, debug, up: false, source: None }
     }
 
     /// Whether it says something new here. Each engine has one kernel for the C programs, which are

@@ -51,8 +51,11 @@ fn um(
 ) -> Result<Command> {
     let mut um = Command::new(image);
     um.arg(format!("mem={}M", memory()?));
-    // SMP needs seccomp.
-    um.arg("seccomp=on").arg(format!("ncpus={cpus}"));
+    um.arg("seccomp=on");
+    if !kernel.up {
+        // Needs seccomp.
+        um.arg(format!("ncpus={cpus}"));
+    }
     um.args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw"]);
     um.args(["con=null", "con0=null,fd:1"]);
     let names = ["/dev/tty1", "/dev/tty2"];
