@@ -47,6 +47,7 @@ pub(crate) const CASES: &[Case] = &[
     ("every_file_taken", every_file_taken),
     ("wrong_ring", wrong_ring),
     ("detach_in_flight", detach_in_flight),
+    ("detach_in_use", detach_in_use),
     ("write_all_to_a_full_pipe", write_all_to_a_full_pipe),
     ("source_that_fails", source_that_fails),
     ("sink_that_fails", sink_that_fails),
@@ -474,6 +475,42 @@ fn detach_in_flight(rig: &Rig) -> Verdict {
     from.read_exact(&mut got)?;
     assert_eq!(got, content);
     assert_eq!(folder.sunk()?, b"");
+    Ok(())
+}
+
+/// The same of uses that wait: of the only one of a lease, and of two.
+fn detach_in_use(rig: &Rig) -> Verdict {
+    let (folder, content) = (Folder::new()?, pattern(14, 4096));
+    for uses in [1, 2] {
+        let mut ring = rig.small().files(2).build()?;
+        let source = ring.attach(&folder.source(&content)?)?;
+        let (mut from, to) = pipe()?;
+        let size = fill(&to)?;
+        let sink = ring.attach(&to)?;
+        let fetched = ring.fetch(&source, 0, 4096)?;
+        let lease = ring.wait_installed(fetched)?.expect("4096 bytes");
+        let uses = (0..uses).map(|_| ring.write(&lease, .., &sink, STREAM));
+        let uses = uses.collect::<Result<Vec<_>, _>>()?;
+        drop(sink);
+        let other = folder.sink()?;
+        let spare = if rig.engine == Engine::Module { 2 } else { 0 };
+        let others: Vec<_> = (0..spare).map_while(|_| ring.attach(&other).ok()).collect();
+        for _ in 0..3 {
+            ring.wait_timeout(1, Duration::from_millis(5))?;
+            let error = ring.attach(&other).expect_err("the place is named by what waits");
+            assert_eq!(error.kind(), ErrorKind::NoFile);
+        }
+        from.read_exact(&mut vec![0; size])?;
+        let mut got = vec![0; 4096];
+        for request in uses {
+            assert_eq!(ring.wait_used(request)?, 4096);
+            from.read_exact(&mut got)?;
+            assert_eq!(got, content);
+        }
+        drop(others);
+        let _ = ring.attach(&other)?;
+        assert_eq!(folder.sunk()?, b"");
+    }
     Ok(())
 }
 

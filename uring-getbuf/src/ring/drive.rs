@@ -93,16 +93,28 @@ impl Ring {
     ) -> Result<UseId> {
         self.check(lease)?;
         let place = sink.place_in(&self.files)?;
-        loop {
-            let entry = lease.consume_entry(range.clone(), consumer, place)?;
-            let id = UseId::of(entry.user_data);
-            if try_push(&mut self.uring.submission(), &[entry.entry()]) {
-                self.files.begin(place);
-                return Ok(id);
-            }
-            lease.retract(id);
-            self.drain_queue(1)?;
+        let entry = lease.consume_entry(range.clone(), consumer, place)?;
+        let id = UseId::of(entry.user_data);
+        if try_push(&mut self.uring.submission(), &[entry.entry()]) {
+            return Ok(id);
         }
+        lease.retract(id);
+        self.consume_later(lease, range, place, consumer)
+    }
+
+    /// The same where the queue is full.
+    #[cold]
+    fn consume_later(
+        &mut self,
+        lease: &Lease<Installed>,
+        range: Range<u32>,
+        place: u16,
+        consumer: Consumer,
+    ) -> Result<UseId> {
+        self.drain_queue(1)?;
+        let entry = lease.consume_entry(range, consumer, place)?;
+        push(&mut self.uring.submission(), &[entry.entry()]);
+        Ok(UseId::of(entry.user_data))
     }
 
     /// Queues a chain that ends in a write, for a source that can be named in several ways.
@@ -128,15 +140,23 @@ impl Ring {
     ) -> Result<LeaseId> {
         let (from, to) = (source.place_in(&self.files)?, sink.place_in(&self.files)?);
         let note = Names::chain(from, to).note();
-        loop {
-            let mut queue = self.uring.submission();
-            let push = |entries: &[Entry]| try_push(&mut queue, entries);
-            if let Some(id) = self.slots.start_chain(chain, note, push)? {
-                return Ok(id);
-            }
-            drop(queue);
-            self.drain_queue(3)?;
+        match self.try_chain(chain, note)? {
+            Some(id) => Ok(id),
+            None => self.chain_later(chain, note),
         }
+    }
+
+    #[inline(always)]
+    fn try_chain(&mut self, chain: Chain, note: u32) -> Result<Option<LeaseId>> {
+        let mut queue = self.uring.submission();
+        self.slots.start_chain(chain, note, |entries| try_push(&mut queue, entries))
+    }
+
+    /// The same where the queue is full.
+    #[cold]
+    fn chain_later(&mut self, chain: Chain, note: u32) -> Result<LeaseId> {
+        self.drain_queue(3)?;
+        self.try_chain(chain, note)?.ok_or_else(queue_full)
     }
 
     /// Queues the fetch of a file that is attached, in one of the ways that a source can be named.
@@ -144,20 +164,41 @@ impl Ring {
     pub(super) fn fetch_from(
         &mut self,
         file: &Attached,
-        source: Source,
+        source: impl Fn() -> Source,
         offset: u64,
         len: u32,
     ) -> Result<Lease<Fetched>> {
-        let note = Names::fetch(file.place_in(&self.files)?).note();
-        loop {
-            let mut queue = self.uring.submission();
-            let push = |request: Sqe| try_push(&mut queue, &[request.entry()]);
-            if let Some(lease) = self.slots.start_fetch((source, offset, len), note, push)? {
-                return Ok(lease);
-            }
-            drop(queue);
-            self.drain_queue(1)?;
+        let note = Names::one(file.place_in(&self.files)?).note();
+        match self.try_fetch(&source, offset, len, note)? {
+            Some(lease) => Ok(lease),
+            None => self.fetch_later(source(), offset, len, note),
         }
+    }
+
+    #[inline(always)]
+    fn try_fetch(
+        &mut self,
+        source: impl Fn() -> Source,
+        offset: u64,
+        len: u32,
+        note: u32,
+    ) -> Result<Option<Lease<Fetched>>> {
+        let mut queue = self.uring.submission();
+        let push = |request: Sqe| try_push(&mut queue, &[request.entry()]);
+        self.slots.start_fetch(source, (offset, len), note, push)
+    }
+
+    /// The same where the queue is full.
+    #[cold]
+    fn fetch_later(
+        &mut self,
+        source: Source,
+        offset: u64,
+        len: u32,
+        note: u32,
+    ) -> Result<Lease<Fetched>> {
+        self.drain_queue(1)?;
+        self.try_fetch(|| source, offset, len, note)?.ok_or_else(queue_full)
     }
 
     /// Queues consumers of ranges of leases of this ring, linked: one
@@ -188,7 +229,6 @@ impl Ring {
             let entry = lease.consume_entry(lease.range(range)?, consumer, place)?.flags(linked);
             let id = UseId::of(entry.user_data);
             push(&mut queue, &[entry.entry()]);
-            self.files.begin(place);
             queued(id);
         }
         Ok(())
@@ -397,7 +437,7 @@ impl Ring {
 
     #[cold]
     fn unregister_vacant(&mut self) {
-        let names = |place| self.slots.watch(|note| Names::of(note).count(place));
+        let names = |place| self.slots.watch(|note| Names::of(note).count(place), place);
         while let Some(index) = self.files.next_vacant(names) {
             // It fails where somebody has unregistered the whole table: then it is empty already.
             let _ = self.register(u32::from(index), -1);
@@ -533,14 +573,12 @@ impl Ring {
 
 /// What the slots cannot know of a completion.
 impl Driver for Ring {
-    #[inline(always)]
     fn noted(&self, note: u32) {
-        self.files.ended(note);
+        self.files.ended(Names::of(note));
     }
 
-    #[inline(always)]
-    fn consumer(&self, token: u16) {
-        self.files.done(token);
+    fn used(&self, token: u16) {
+        self.files.ended(Names::one(token));
     }
 
     #[inline]

@@ -4,8 +4,8 @@
 //! A place is given to another file only when no request that names it is left, because a linked
 //! request looks its file up when it runs, long after it was submitted.
 //!
-//! Uses and waits are counted while they run. Fetches and chains are not, which would cost every
-//! one of them something: the slots have it [noted](Names) which files they name, and are
+//! Waits are counted while they run. Fetches, chains and uses are not, which would cost every one
+//! of them something: the slots have it [noted](Names) which files they name, and are
 //! asked when a file is detached. Only those that still name it then are counted.
 
 use std::cell::Cell;
@@ -24,16 +24,16 @@ const NIL: u16 = u16::MAX;
 struct Place {
     /// Next in the list of free places, or of those to be emptied.
     next: Cell<u16>,
-    /// Who names it: the [`Attached`], each use and wait in flight, and, once these are gone, each
-    /// fetch and chain that is [left](Self::left).
+    /// Who names it: the [`Attached`], each wait in flight, and, once these are gone, each fetch,
+    /// chain and use that is [left](Self::left).
     names: Cell<u32>,
-    /// Detached, and named by fetches or chains that have not ended.
+    /// Detached, and named by fetches, chains or uses that have not ended.
     left: Cell<bool>,
     /// The place of the device's descriptor that is bound to this file, if there is one.
     bound: Cell<u16>,
 }
 
-/// The places that a fetch or a chain names, as the note in its slot.
+/// The places that a fetch, a chain or a use names: the note in its slot, or its token.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names {
     source: u16,
@@ -41,9 +41,10 @@ pub(super) struct Names {
 }
 
 impl Names {
+    /// A fetch or a use.
     #[inline]
-    pub(super) const fn fetch(source: u16) -> Self {
-        Self { source, sink: NIL }
+    pub(super) const fn one(place: u16) -> Self {
+        Self { source: place, sink: NIL }
     }
 
     #[inline]
@@ -71,7 +72,7 @@ impl Names {
 pub(super) struct Files {
     places: Box<[Place]>,
     free: Cell<u16>,
-    /// Detached and unused, but still registered; fetches and chains may name them.
+    /// Detached, but still registered; fetches, chains and uses may name them.
     vacant: Cell<u16>,
 }
 
@@ -122,7 +123,7 @@ impl Files {
     }
 
     /// A place whose file is to be unregistered now. It counts as free from here on. `names` says
-    /// how often fetches and chains that have not ended name a place.
+    /// how often fetches, chains and uses that have not ended name a place.
     pub(super) fn next_vacant(&self, names: impl Fn(u16) -> u32) -> Option<u16> {
         loop {
             let index = self.pop(&self.vacant)?;
@@ -140,9 +141,8 @@ impl Files {
         }
     }
 
-    /// A fetch or a chain with this note has ended.
-    pub(super) fn ended(&self, note: u32) {
-        let names = Names::of(note);
+    /// A fetch, a chain or a use that names these has ended.
+    pub(super) fn ended(&self, names: Names) {
         for index in [names.source, names.sink] {
             if index != NIL && self.place(index).left.get() {
                 self.done(index);
@@ -156,14 +156,12 @@ impl Files {
     }
 
     /// A request that names the place is on its way.
-    #[inline(always)]
     pub(super) fn begin(&self, index: u16) {
         let names = &self.place(index).names;
         names.set(names.get() + 1);
     }
 
     /// It has completed.
-    #[inline(always)]
     pub(super) fn done(&self, index: u16) {
         let names = &self.place(index).names;
         names.set(names.get() - 1);
@@ -276,19 +274,19 @@ mod tests {
     }
 
     #[test]
-    fn nor_while_a_fetch_or_a_chain_does() {
+    fn nor_while_a_fetch_a_chain_or_a_use_does() {
         let files = Files::new(2);
         let (source, sink) = (files.take().unwrap(), files.take().unwrap());
-        let running = [Names::chain(0, 1), Names::fetch(0), Names::chain(1, 1)];
+        let running = [Names::chain(0, 1), Names::one(0), Names::chain(1, 1)];
         let names = |place| running.iter().map(|names| names.count(place)).sum();
         drop(source);
         assert_eq!(files.next_vacant(names), None);
         drop(sink);
         assert_eq!(files.next_vacant(names), None);
-        files.ended(running[0].note());
-        files.ended(running[2].note());
+        files.ended(Names::of(running[0].note()));
+        files.ended(running[2]);
         assert_eq!(files.next_vacant(|place| running[1].count(place)), Some(1));
-        files.ended(running[1].note());
+        files.ended(running[1]);
         assert_eq!(files.next_vacant(|_| 0), Some(0));
         assert_eq!(files.next_vacant(|_| 0), None);
     }

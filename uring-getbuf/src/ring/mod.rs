@@ -217,7 +217,7 @@ impl Ring {
     /// calls where the submission queue is full.
     #[inline(always)]
     pub fn fetch(&mut self, source: &Attached, offset: u64, len: u32) -> Result<Lease<Fetched>> {
-        self.fetch_from(source, source.source(), offset, len)
+        self.fetch_from(source, || source.source(), offset, len)
     }
 
     /// As [`fetch`](Self::fetch), but into the pool with every engine. For a sink that cannot take
@@ -233,7 +233,7 @@ impl Ring {
         offset: u64,
         len: u32,
     ) -> Result<Lease<Fetched>> {
-        self.fetch_from(source, source.copied(), offset, len)
+        self.fetch_from(source, || source.copied(), offset, len)
     }
 
     /// Queues a write of a range of the lease to `offset` of `sink` ([`STREAM`](crate::STREAM):
@@ -273,7 +273,6 @@ impl Ring {
         let request = lease.writev(ranges, sink, offset)?.token(place);
         let id = request.id();
         push(&mut self.uring.submission(), &[request.into_entry()]);
-        self.files.begin(place);
         Ok(id)
     }
 
@@ -503,14 +502,17 @@ impl Ring {
     #[inline(always)]
     pub fn next_event(&mut self) -> Option<Event> {
         if self.events.len() | self.early.len() != 0 {
-            return self.next_kept();
+            let mut event = None;
+            self.next_kept(&mut event);
+            return event;
         }
         self.take_completion()
     }
 
+    // What is returned through memory stays there, also where this was not called.
     #[cold]
-    fn next_kept(&mut self) -> Option<Event> {
-        self.events.pop_front().or_else(|| self.early.pop_front())
+    fn next_kept(&mut self, event: &mut Option<Event>) {
+        *event = self.events.pop_front().or_else(|| self.early.pop_front());
     }
 
     /// Waits until a fetch is done, whatever came of it: [`Lease::installed`] tells.

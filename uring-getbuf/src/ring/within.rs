@@ -111,7 +111,7 @@ impl Within<'_> {
         let Self { ring, limit } = self;
         let place = source.place_in(&ring.files)?;
         ring.make_room(2)?;
-        let note = Names::fetch(place).note();
+        let note = Names::one(place).note();
         let (lease, entry) = ring.slots.fetch_entry(source.source(), offset, len, note)?;
         ring.limit_fetch(lease.id(), limit);
         ring.push_limited(entry.entry(), limit);
@@ -177,7 +177,6 @@ impl Within<'_> {
         let entry = lease.consume_entry(lease.range(range)?, consumer, place)?;
         let id = UseId::of(entry.user_data);
         ring.push_limited(entry.entry(), limit);
-        ring.files.begin(place);
         Ok(id)
     }
 }

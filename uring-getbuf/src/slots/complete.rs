@@ -20,7 +20,7 @@ impl Slot {
         flags: u32,
         driver: &impl Driver,
     ) -> Option<Event> {
-        if let Some(event) = self.as_asked(user_data, result, driver) {
+        if let Some(event) = self.as_asked(user_data, result) {
             return Some(event);
         }
         let mut event = None;
@@ -31,17 +31,13 @@ impl Slot {
     /// The same for what was [awaited](Slot::expects) and has gone as asked. `None`: nothing has
     /// happened.
     #[inline(always)]
-    pub(super) fn as_asked(
-        &self,
-        user_data: u64,
-        result: i32,
-        driver: &impl Driver,
-    ) -> Option<Event> {
-        const USED: u32 = state::HELD | state::AWAITED;
-        const FETCHED: u32 = state::HELD | state::AWAITED | state::FETCHING;
+    pub(super) fn as_asked(&self, user_data: u64, result: i32) -> Option<Event> {
+        const USED: u16 = (state::HELD | state::AWAITED) as u16;
+        const FETCHED: u16 = USED | state::FETCHING as u16;
         let (id, now) = (UseId::of(user_data), self.state.get());
         if self.expects(user_data) {
-            let marks = now & state::MARKS & !state::LENT;
+            // Whoever lends it.
+            let marks = now as u16;
             if marks == FETCHED {
                 if result as u32 == self.len.get() {
                     self.state.set(now - (state::AWAITED + state::FETCHING + state::REQUEST));
@@ -50,7 +46,6 @@ impl Slot {
             } else if marks == USED {
                 if result >= 0 {
                     self.state.set(now - (state::AWAITED + state::REQUEST));
-                    driver.consumer(id.token());
                     return Some(Event::Used { id, result: Ok(result as u32), more: false });
                 }
             } else if let Some(event) = self.over(id.lease(), now, result) {
@@ -191,7 +186,7 @@ impl Slot {
             }
             self.finish();
             self.settle();
-            driver.consumer(id.token());
+            driver.used(id.token());
         }
         if io_uring::cqueue::notif(flags) {
             driver.returned(id)

@@ -210,11 +210,12 @@ impl Slots {
     #[inline(always)]
     pub(crate) fn start_fetch(
         &self,
-        fetch: (Source, u64, u32),
+        source: impl Fn() -> Source,
+        bytes: (u64, u32),
         note: u32,
         push: impl FnOnce(Sqe) -> bool,
     ) -> Result<Option<Lease<Fetched>>> {
-        let slot = self.table.start_fetch(fetch, note, push)?;
+        let slot = self.table.start_fetch(source, bytes, note, push)?;
         Ok(slot.map(Lease::new))
     }
 
@@ -297,9 +298,10 @@ impl Slots {
         Ok(None)
     }
 
-    /// Has the driver told when fetches and chains end whose notes `counts` counts; the sum.
-    pub(crate) fn watch(&self, counts: impl Fn(u32) -> u32) -> u32 {
-        self.table.watch(counts)
+    /// Has the driver told when fetches and chains end whose notes `counts` counts, and uses with this
+    /// token; the sum.
+    pub(crate) fn watch(&self, counts: impl Fn(u32) -> u32, token: u16) -> u32 {
+        self.table.watch(counts, token)
     }
 
     /// The next request that the slots themselves need sent: the release of a lease that was let

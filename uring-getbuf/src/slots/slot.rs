@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One slot: where it stands, and which completion is expected of it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::ffi::c_void;
 use std::ptr;
 use std::rc::Rc;
@@ -18,8 +18,6 @@ use crate::opcode::Target;
 pub(super) mod state {
     /// A `Lease` names it.
     pub(in crate::slots) const HELD: u32 = 1;
-    /// While it is filled: the lender is asked. Then: the kernel holds a buffer in it.
-    pub(in crate::slots) const LENT: u32 = 2;
     /// It holds a provider's memory.
     pub(in crate::slots) const PROVIDED: u32 = 1 << 2;
     /// It is in the outbox.
@@ -42,13 +40,14 @@ pub(super) mod state {
     pub(in crate::slots) const FREE: u32 = 1 << 11;
     /// A completion is awaited.
     pub(in crate::slots) const AWAITED: u32 = 1 << 12;
+    /// While it is filled: the lender is asked. Then: the kernel holds a buffer in it.
+    // Above the others, which then are half a word: most of what is done is the same with it.
+    pub(in crate::slots) const LENT: u32 = 1 << 16;
     /// One request.
     pub(in crate::slots) const REQUEST: u32 = 1 << REQUESTS;
-    pub(in crate::slots) const REQUESTS: u32 = 16;
+    pub(in crate::slots) const REQUESTS: u32 = 17;
     /// What keeps it from being free.
     pub(in crate::slots) const TIES: u32 = !(FAILED | ALONE | LEFT | FREE | AWAITED);
-    /// All the marks.
-    pub(in crate::slots) const MARKS: u32 = REQUEST - 1;
     /// Something fills it.
     pub(in crate::slots) const FILLING: u32 = FETCHING | CHAINED;
 }
@@ -79,6 +78,8 @@ pub(crate) struct Slot {
     /// and which of the sequence numbers are in flight, but for that of the use that is awaited: one that
     /// has come round may still be.
     sequences: [Cell<u64>; 4],
+    /// The caller's part of the name of each of these.
+    tokens: OnceCell<Box<[Cell<u16>; 256]>>,
     /// For a fetch that has to be sent again through the pool.
     pub(super) source: Cell<(Source, u64)>,
     /// For a chain: what it does, and what it has done once that is not as [awaited](Self::awaited).
@@ -106,6 +107,7 @@ impl Slot {
             next_use: Cell::new(FIRST_USE),
             core,
             sequences: Default::default(),
+            tokens: OnceCell::new(),
             source: Cell::new((Source::copied(Target::Fd(-1)), 0)),
             consumer: Cell::new(Consumer::Write { sink: Target::Fd(-1), offset: 0 }),
             progress: Cell::new(Progress::default()),
@@ -229,14 +231,16 @@ impl Slot {
     pub(super) fn expect_no_use(&self) {
         if self.is(state::AWAITED) {
             self.unmark(state::AWAITED);
-            self.keep_sequence(UseId::of(self.awaited.get()).sequence());
+            self.keep_use(UseId::of(self.awaited.get()));
         }
     }
 
-    /// Keeps the sequence number of a use that is not awaited.
-    pub(super) fn keep_sequence(&self, sequence: u8) {
-        let (word, bit) = self.sequence_bit(sequence);
+    /// Keeps what tells a use in flight that is not awaited.
+    pub(super) fn keep_use(&self, id: UseId) {
+        let (word, bit) = self.sequence_bit(id.sequence());
         word.set(word.get() | bit);
+        let tokens = self.tokens.get_or_init(|| Box::new([const { Cell::new(0) }; 256]));
+        tokens[usize::from(id.sequence())].set(id.token());
     }
 
     /// The caller's part of a name has changed.
@@ -244,7 +248,31 @@ impl Slot {
     pub(super) fn rename(&self, from: u64, to: u64) {
         if self.awaited.get() == from {
             self.awaited.set(to);
+        } else {
+            self.rename_use(UseId::of(to));
         }
+    }
+
+    #[cold]
+    fn rename_use(&self, id: UseId) {
+        if matches!(id.kind(), Some(Kind::Use | Kind::UseRanges)) {
+            self.keep_use(id);
+        }
+    }
+
+    /// How many uses in flight have this token. None of those is awaited from here on, so that their
+    /// ends are told.
+    pub(super) fn watch_uses(&self, token: u16) -> u32 {
+        let awaits_use = self.is(state::AWAITED) && !self.is(state::FILLING | state::RELEASING);
+        if awaits_use && UseId::of(self.awaited.get()).token() == token {
+            self.expect_no_use();
+        }
+        let Some(tokens) = self.tokens.get() else { return 0 };
+        let has = |sequence: &u8| {
+            let (word, bit) = self.sequence_bit(*sequence);
+            word.get() & bit != 0 && tokens[usize::from(*sequence)].get() == token
+        };
+        (0..=u8::MAX).filter(has).count() as u32
     }
 
     /// The word and the bit of a use's sequence number.

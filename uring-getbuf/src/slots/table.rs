@@ -33,10 +33,10 @@ const NIL: u16 = u16::MAX;
 /// Who drives the slots: is told what a completion ends, and has the last word on some of them.
 pub(crate) trait Driver {
     /// A fetch or a chain that was given this note has had its last completion. If that is as it
-    /// was to be expected, only those that are [watched](Core::watch) are told of.
+    /// was to be expected, only those that are [watched](Table::watch) are told of.
     fn noted(&self, _note: u32) {}
-    /// A use with this token has.
-    fn consumer(&self, _token: u16) {}
+    /// The same of a use with this token.
+    fn used(&self, _token: u16) {}
     /// A use does not need the buffer any more.
     fn returned(&self, id: UseId) -> Event {
         Event::Returned { id }
@@ -333,7 +333,7 @@ impl Table {
     ) -> Result<(Rc<Slot>, &Slot, Sqe)> {
         let (held, slot) = self.hold(len)?;
         slot.note.set(note);
-        let lending = self.serve(slot, source, FETCH);
+        let lending = self.serve(slot, || source, FETCH);
         if lending.is_some() {
             slot.source.set((source, offset));
         }
@@ -344,19 +344,19 @@ impl Table {
     #[inline(always)]
     pub(super) fn start_fetch(
         &self,
-        (source, offset, len): (Source, u64, u32),
+        source: impl Fn() -> Source,
+        (offset, len): (u64, u32),
         note: u32,
         push: impl FnOnce(Sqe) -> bool,
     ) -> Result<Option<Rc<Slot>>> {
         let (held, slot) = self.hold(len)?;
         slot.note.set(note);
-        let fetch = (source, offset, len);
-        // Straight code for each of the two.
-        let pushed = match self.serve(slot, source, FETCH) {
-            None => push(self.fetch_request(slot, None, fetch)),
+        // Straight code for each of the two, which looks only at what it needs of the source.
+        let pushed = match self.serve(slot, &source, FETCH) {
+            None => push(self.fetch_request(slot, None, (source(), offset, len))),
             lending => {
-                slot.source.set((source, offset));
-                push(self.fetch_request(slot, lending, fetch))
+                slot.source.set((source(), offset));
+                push(self.fetch_request(slot, lending, (source(), offset, len)))
             }
         };
         if pushed {
@@ -375,7 +375,7 @@ impl Table {
         let slot = self.reserve(chain.len)?;
         slot.note.set(note);
         let chain = Chain { consumer: chain.consumer.waiting_for_all(), ..chain };
-        let lending = self.serve(slot, chain.source, CHAIN);
+        let lending = self.serve(slot, || chain.source, CHAIN);
         if lending.is_some() {
             slot.keep(&chain);
         }
@@ -395,17 +395,20 @@ impl Table {
         self.slots.iter().map(counted).sum()
     }
 
-    /// Has fetches and chains that have not ended told of when they end: those whose notes
-    /// `counts` counts. The sum.
-    pub(super) fn watch(&self, counts: impl Fn(u32) -> u32) -> u32 {
-        let counts = |slot: &Rc<Slot>| {
+    /// Has those that have not ended told of when they end: fetches and chains whose notes `counts`
+    /// counts, and uses with this token. The sum.
+    pub(super) fn watch(&self, counts: impl Fn(u32) -> u32, token: u16) -> u32 {
+        let count = |slot: &Rc<Slot>| {
+            if !slot.is(state::FILLING) {
+                return slot.watch_uses(token);
+            }
             let count = counts(slot.note.get());
             if count > 0 {
                 slot.expect_nothing();
             }
             count
         };
-        self.slots.iter().filter(|slot| slot.is(state::FILLING)).map(counts).sum()
+        self.slots.iter().map(count).sum()
     }
 
     pub(super) fn is_emptying(&self) -> bool {
@@ -459,13 +462,13 @@ impl Table {
     /// Decides who serves a slot at first: who lends this source, if anybody does. `ties` are the
     /// slot's from here on.
     #[inline(always)]
-    fn serve(&self, slot: &Slot, source: Source, ties: u32) -> Option<&Lending> {
+    fn serve(&self, slot: &Slot, source: impl Fn() -> Source, ties: u32) -> Option<&Lending> {
         let Some(lending) = &self.lending else {
             slot.state.set(ties);
             return None;
         };
         let left = slot.state.get() & state::LEFT;
-        if source.lent_by(lending.lender).is_none() && self.pool.is_some() {
+        if source().lent_by(lending.lender).is_none() && self.pool.is_some() {
             self.fallbacks.set(self.fallbacks.get() + 1);
             slot.state.set(ties | left);
             slot.fill_from_pool();

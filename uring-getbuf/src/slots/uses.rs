@@ -138,7 +138,7 @@ impl Slot {
         let user_data = self.use_name(upper, token);
         if matches!(consumer, Consumer::SendZc { .. }) {
             // Its completions have flags.
-            self.keep_sequence(UseId::of(user_data).sequence());
+            self.keep_use(UseId::of(user_data));
             self.begin();
         } else {
             self.state.set(self.state.get() + (state::REQUEST + state::AWAITED));
@@ -204,7 +204,7 @@ impl Slot {
             consume::writev_by_address(cell.as_ptr().cast(), count, sink, offset)
         };
         let name = UseId::of(self.use_name(self.free_use().ok_or_else(too_many_uses)?, 0));
-        self.keep_sequence(name.sequence());
+        self.keep_use(name);
         self.begin();
         self.mark(state::RANGING);
         Ok(request.user_data(name.with(Kind::UseRanges)))

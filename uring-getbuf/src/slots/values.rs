@@ -389,7 +389,7 @@ impl<'a> Values<'a> {
         tell: impl Fn(Event) -> T,
     ) -> Option<(T, u64, *mut c_void)> {
         let slot = self.0.slots.get(usize::from(UseId::of(user_data).lease().slot()))?;
-        let told = slot.as_asked(user_data, result, &()).map(tell)?;
+        let told = slot.as_asked(user_data, result).map(tell)?;
         Some((told, slot.value.get(), slot.data.get()))
     }
 }
