@@ -70,7 +70,7 @@ use crate::consume::{self, Consumer, SendFlags};
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::opcode::{Sqe, Target};
-use crate::slots::{Core, LeaseId, Prepared, Slot, UseId};
+use crate::slots::{Core, LeaseId, Prepared, Slot};
 
 mod sealed {
     use std::fmt;
@@ -258,10 +258,17 @@ impl Lease<Fetched> {
     #[inline(always)]
     pub fn installed(self) -> Result<Lease<Installed>, NotInstalled> {
         match self.place.slot().fetch_result() {
-            None => Err(NotInstalled::Pending(self)),
-            Some(Ok(0)) => Err(NotInstalled::EndOfFile),
-            Some(Ok(_)) => Ok(Lease { place: self.place, state: PhantomData }),
-            Some(Err(errno)) => Err(NotInstalled::Failed(errno)),
+            Some(Ok(len)) if len > 0 => Ok(Lease { place: self.place, state: PhantomData }),
+            result => Err(self.not_installed(result)),
+        }
+    }
+
+    #[cold]
+    fn not_installed(self, result: Option<Result<u32, Errno>>) -> NotInstalled {
+        match result {
+            None => NotInstalled::Pending(self),
+            Some(Ok(_)) => NotInstalled::EndOfFile,
+            Some(Err(errno)) => NotInstalled::Failed(errno),
         }
     }
 
@@ -373,12 +380,6 @@ impl Lease<Installed> {
     ) -> Result<Sqe> {
         let len = range.end - range.start;
         self.place.slot().use_bytes(range.start, len, consumer, token)
-    }
-
-    /// Takes a consumer back that was not sent.
-    #[cold]
-    pub(crate) fn retract(&self, request: UseId) {
-        self.place.slot().retract_use(request);
     }
 
     /// Prepares a vectored write of up to [`MAX_RANGES`](crate::consume::MAX_RANGES) ranges, one

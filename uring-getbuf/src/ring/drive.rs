@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Driving a ring: what goes into its queues, what comes out, and how it ends.
 
+use std::hint::assert_unchecked;
 use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use io_uring::opcode as ops;
 use io_uring::squeue::{Entry, Flags, SubmissionQueue};
 use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode as ops};
 
 use super::files::Names;
 use super::{Attached, Ring};
@@ -38,6 +39,9 @@ pub(crate) enum Use {
     Send,
     SendZc,
 }
+
+/// Most requests of a chain.
+const MOST_LINKED: usize = 3;
 
 /// How long a ring waits for what it has cancelled: when it is dropped, for requests that name its
 /// memory by address.
@@ -93,27 +97,15 @@ impl Ring {
     ) -> Result<UseId> {
         self.check(lease)?;
         let place = sink.place_in(&self.files)?;
-        let entry = lease.consume_entry(range.clone(), consumer, place)?;
-        let id = UseId::of(entry.user_data);
-        if try_push(&mut self.uring.submission(), &[entry.entry()]) {
-            return Ok(id);
+        let mut queue = self.uring.submission();
+        if !has_room(&queue, 1) {
+            drop(queue);
+            self.drain_queue(1)?;
+            queue = self.uring.submission();
         }
-        lease.retract(id);
-        self.consume_later(lease, range, place, consumer)
-    }
-
-    /// The same where the queue is full.
-    #[cold]
-    fn consume_later(
-        &mut self,
-        lease: &Lease<Installed>,
-        range: Range<u32>,
-        place: u16,
-        consumer: Consumer,
-    ) -> Result<UseId> {
-        self.drain_queue(1)?;
+        let room = Room::<1>::of(queue).ok_or_else(queue_full)?;
         let entry = lease.consume_entry(range, consumer, place)?;
-        push(&mut self.uring.submission(), &[entry.entry()]);
+        room.push(&[entry.entry()]);
         Ok(UseId::of(entry.user_data))
     }
 
@@ -140,23 +132,14 @@ impl Ring {
     ) -> Result<LeaseId> {
         let (from, to) = (source.place_in(&self.files)?, sink.place_in(&self.files)?);
         let note = Names::chain(from, to).note();
-        match self.try_chain(chain, note)? {
-            Some(id) => Ok(id),
-            None => self.chain_later(chain, note),
-        }
-    }
-
-    #[inline(always)]
-    fn try_chain(&mut self, chain: Chain, note: u32) -> Result<Option<LeaseId>> {
         let mut queue = self.uring.submission();
-        self.slots.start_chain(chain, note, |entries| try_push(&mut queue, entries))
-    }
-
-    /// The same where the queue is full.
-    #[cold]
-    fn chain_later(&mut self, chain: Chain, note: u32) -> Result<LeaseId> {
-        self.drain_queue(3)?;
-        self.try_chain(chain, note)?.ok_or_else(queue_full)
+        if !has_room(&queue, MOST_LINKED) {
+            drop(queue);
+            self.drain_queue(MOST_LINKED)?;
+            queue = self.uring.submission();
+        }
+        let room = Room::<MOST_LINKED>::of(queue).ok_or_else(queue_full)?;
+        self.slots.start_chain(chain, note, |entries| room.push(entries))
     }
 
     /// Queues the fetch of a file that is attached, in one of the ways that a source can be named.
@@ -169,36 +152,15 @@ impl Ring {
         len: u32,
     ) -> Result<Lease<Fetched>> {
         let note = Names::one(file.place_in(&self.files)?).note();
-        match self.try_fetch(&source, offset, len, note)? {
-            Some(lease) => Ok(lease),
-            None => self.fetch_later(source(), offset, len, note),
-        }
-    }
-
-    #[inline(always)]
-    fn try_fetch(
-        &mut self,
-        source: impl Fn() -> Source,
-        offset: u64,
-        len: u32,
-        note: u32,
-    ) -> Result<Option<Lease<Fetched>>> {
         let mut queue = self.uring.submission();
-        let push = |request: Sqe| try_push(&mut queue, &[request.entry()]);
+        if !has_room(&queue, 1) {
+            drop(queue);
+            self.drain_queue(1)?;
+            queue = self.uring.submission();
+        }
+        let room = Room::<1>::of(queue).ok_or_else(queue_full)?;
+        let push = |request: Sqe| room.push(&[request.entry()]);
         self.slots.start_fetch(source, (offset, len), note, push)
-    }
-
-    /// The same where the queue is full.
-    #[cold]
-    fn fetch_later(
-        &mut self,
-        source: Source,
-        offset: u64,
-        len: u32,
-        note: u32,
-    ) -> Result<Lease<Fetched>> {
-        self.drain_queue(1)?;
-        self.try_fetch(|| source, offset, len, note)?.ok_or_else(queue_full)
     }
 
     /// Queues consumers of ranges of leases of this ring, linked: one
@@ -317,7 +279,7 @@ impl Ring {
     /// Makes sure that the submission queue takes `count` more.
     #[inline]
     pub(crate) fn make_room(&mut self, count: usize) -> Result<()> {
-        if has_room(&mut self.uring, count) { Ok(()) } else { self.drain_queue(count) }
+        if has_room(&self.uring.submission(), count) { Ok(()) } else { self.drain_queue(count) }
     }
 
     /// Whether the slots have something to send.
@@ -350,7 +312,7 @@ impl Ring {
         }
         loop {
             self.enter(0, None)?;
-            if has_room(&mut self.uring, count) {
+            if has_room(&self.uring.submission(), count) {
                 return Ok(());
             }
             if !self.uring.params().is_setup_sqpoll() {
@@ -366,7 +328,7 @@ impl Ring {
     pub(crate) fn flush(&mut self) -> Result<()> {
         self.sweep();
         while self.slots.has_requests() {
-            self.make_room(3)?;
+            self.make_room(MOST_LINKED)?;
             if let Some((entry, limit)) = self.push_next()? {
                 self.push_limited(entry, limit);
             }
@@ -615,26 +577,38 @@ fn elsewhere() -> Error {
     Error::new(ErrorKind::WrongRing, "the lease belongs to another ring")
 }
 
-#[inline]
-fn has_room(uring: &mut IoUring, count: usize) -> bool {
-    let queue = uring.submission();
+#[inline(always)]
+fn has_room(queue: &SubmissionQueue<'_>, count: usize) -> bool {
     queue.capacity() - queue.len() >= count
 }
 
-/// Queues requests of the ring's own slots, if there is room for all of them.
-#[inline(always)]
-fn try_push(queue: &mut SubmissionQueue<'_>, entries: &[Entry]) -> bool {
-    // SAFETY: the requests are of the slots of the ring that the queue belongs to (`Ring` has no
-    // other way here), whose pool is registered with it; their files are attached and stay so until
-    // they have completed; `next_event` gives every completion to the slots, and `Drop` keeps them as
-    // long as requests need them.
-    unsafe { queue.push_multiple(entries) }.is_ok()
+/// A submission queue that takes so many requests more.
+struct Room<'a, const COUNT: usize>(SubmissionQueue<'a>);
+
+impl<'a, const COUNT: usize> Room<'a, COUNT> {
+    #[inline(always)]
+    fn of(queue: SubmissionQueue<'a>) -> Option<Self> {
+        has_room(&queue, COUNT).then(|| Self(queue))
+    }
+
+    /// Queues requests of the ring's own slots, no more than there is room for.
+    #[inline(always)]
+    fn push(mut self, entries: &[Entry]) {
+        assert!(entries.len() <= COUNT);
+        // SAFETY: `of` has seen it, and nothing has been queued since. So the queue need not look again.
+        unsafe { assert_unchecked(has_room(&self.0, entries.len())) };
+        push(&mut self.0, entries);
+    }
 }
 
 /// Queues requests of the ring's own slots, for which there is room.
 #[inline(always)]
 pub(super) fn push(queue: &mut SubmissionQueue<'_>, entries: &[Entry]) {
-    let pushed = try_push(queue, entries);
+    // SAFETY: the requests are of the slots of the ring that the queue belongs to (`Ring` has no
+    // other way here), whose pool is registered with it; their files are attached and stay so until
+    // they have completed; `next_event` gives every completion to the slots, and `Drop` keeps them as
+    // long as requests need them.
+    let pushed = unsafe { queue.push_multiple(entries) }.is_ok();
     debug_assert!(pushed, "there is room");
 }
 

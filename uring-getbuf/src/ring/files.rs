@@ -52,13 +52,14 @@ impl Names {
         Self { source, sink }
     }
 
+    /// That of one place is its number.
     #[inline]
     pub(super) const fn note(self) -> u32 {
-        (self.sink as u32) << 16 | self.source as u32
+        (!self.sink as u32) << 16 | self.source as u32
     }
 
     pub(super) const fn of(note: u32) -> Self {
-        Self { source: note as u16, sink: (note >> 16) as u16 }
+        Self { source: note as u16, sink: !(note >> 16) as u16 }
     }
 
     /// How often it names a place.

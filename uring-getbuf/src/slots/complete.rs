@@ -307,15 +307,6 @@ impl Slot {
         self.finish();
         self.settle();
     }
-
-    /// There was no room for its requests: it is as if they had never been.
-    #[cold]
-    pub(super) fn undo(&self) {
-        self.expect_nothing();
-        self.vacate(self.state.get() & state::LEFT);
-        self.core.taken.set(self.core.taken.get() - 1);
-        self.core.freed.set(self.core.freed.get() - 1);
-    }
 }
 
 /// Distinguishes the names of a chain's requests: first those of a lender, then those of the pool.

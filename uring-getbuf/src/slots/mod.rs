@@ -201,22 +201,21 @@ impl Slots {
         offset: u64,
         len: u32,
     ) -> Result<(Lease<Fetched>, Prepared<'_>)> {
-        let (held, slot, request) = self.table.fetch(source.into(), offset, len, 0)?;
+        let (held, slot, request) = self.table.fetch(source.into(), offset, len)?;
         Ok((Lease::new(held), slot.prepare(request)))
     }
 
-    /// As [`fetch`](Self::fetch), and pushes the request. `push` says whether there was room for it;
-    /// `None`: there was not. The driver is given `note` back when the fetch has ended.
+    /// As [`fetch`](Self::fetch), and pushes the request. The driver is given `note` back when the
+    /// fetch has ended.
     #[inline(always)]
     pub(crate) fn start_fetch(
         &self,
         source: impl Fn() -> Source,
         bytes: (u64, u32),
         note: u32,
-        push: impl FnOnce(Sqe) -> bool,
-    ) -> Result<Option<Lease<Fetched>>> {
-        let slot = self.table.start_fetch(source, bytes, note, push)?;
-        Ok(slot.map(Lease::new))
+        push: impl FnOnce(Sqe),
+    ) -> Result<Lease<Fetched>> {
+        Ok(Lease::new(self.table.start_fetch(source, bytes, note, push)?))
     }
 
     /// As [`fetch`](Self::fetch), for a driver that has made sure that it can push the request. It
@@ -229,7 +228,8 @@ impl Slots {
         len: u32,
         note: u32,
     ) -> Result<(Lease<Fetched>, Sqe)> {
-        let (held, _, request) = self.table.fetch(source, offset, len, note)?;
+        let (held, slot, request) = self.table.fetch(source, offset, len)?;
+        slot.note.set(note);
         Ok((Lease::new(held), request))
     }
 
@@ -281,21 +281,17 @@ impl Slots {
         self.table.complete(user_data, result, flags, driver)
     }
 
-    /// Reserves a slot and pushes a whole chain. `push` is given two or three requests, and says
-    /// whether there was room for them. `None`: there was not.
+    /// Reserves a slot and pushes a whole chain. `push` is given two or three requests.
     #[inline(always)]
     pub(crate) fn start_chain(
         &self,
         chain: Chain,
         note: u32,
-        push: impl FnOnce(&[Entry]) -> bool,
-    ) -> Result<Option<LeaseId>> {
+        push: impl FnOnce(&[Entry]),
+    ) -> Result<LeaseId> {
         let chain = self.table.chain(chain, note)?;
-        if chain.requests(push) {
-            return Ok(Some(chain.slot.id()));
-        }
-        chain.slot.undo();
-        Ok(None)
+        chain.requests(push);
+        Ok(chain.slot.id())
     }
 
     /// Has the driver told when fetches and chains end whose notes `counts` counts, and uses with this

@@ -329,10 +329,8 @@ impl Table {
         source: Source,
         offset: u64,
         len: u32,
-        note: u32,
     ) -> Result<(Rc<Slot>, &Slot, Sqe)> {
         let (held, slot) = self.hold(len)?;
-        slot.note.set(note);
         let lending = self.serve(slot, || source, FETCH);
         if lending.is_some() {
             slot.source.set((source, offset));
@@ -340,30 +338,26 @@ impl Table {
         Ok((held, slot, self.fetch_request(slot, lending, (source, offset, len))))
     }
 
-    /// The same, and pushes the request. `None`: `push` had no room for it.
+    /// The same, and pushes the request.
     #[inline(always)]
     pub(super) fn start_fetch(
         &self,
         source: impl Fn() -> Source,
         (offset, len): (u64, u32),
         note: u32,
-        push: impl FnOnce(Sqe) -> bool,
-    ) -> Result<Option<Rc<Slot>>> {
+        push: impl FnOnce(Sqe),
+    ) -> Result<Rc<Slot>> {
         let (held, slot) = self.hold(len)?;
         slot.note.set(note);
         // Straight code for each of the two, which looks only at what it needs of the source.
-        let pushed = match self.serve(slot, &source, FETCH) {
+        match self.serve(slot, &source, FETCH) {
             None => push(self.fetch_request(slot, None, (source(), offset, len))),
             lending => {
                 slot.source.set((source(), offset));
-                push(self.fetch_request(slot, lending, (source(), offset, len)))
+                push(self.fetch_request(slot, lending, (source(), offset, len)));
             }
-        };
-        if pushed {
-            return Ok(Some(held));
         }
-        slot.undo();
-        Ok(None)
+        Ok(held)
     }
 
     /// Reserves a slot for a chain, whose requests are still to be made.

@@ -234,12 +234,6 @@ impl Slot {
     pub(crate) fn prepare(&self, request: Sqe) -> Prepared<'_> {
         Prepared::new(request, self, false)
     }
-
-    /// Takes a consumer back that was not sent.
-    #[cold]
-    pub(crate) fn retract_use(&self, request: UseId) {
-        self.retract(request.user_data(), false);
-    }
 }
 
 #[cold]

@@ -68,7 +68,7 @@ impl<'a> Values<'a> {
         (source, offset, len): (Source, u64, u32),
         data: *mut c_void,
     ) -> Result<u64> {
-        let (_, slot, request) = self.0.fetch(source, offset, len, 0)?;
+        let (_, slot, request) = self.0.fetch(source, offset, len)?;
         sqe.write(request.entry());
         Ok(slot.begin_value(data))
     }
