@@ -53,16 +53,17 @@ static void wait_for_one(int kind, struct getbuf_lease *lease)
 {
 	struct getbuf_event event;
 	struct io_uring_cqe *cqe;
+	unsigned head, seen;
 	int there = 0;
 
 	event.size = sizeof(event);
 	while (!there) {
 		need(io_uring_submit_and_wait(&ring, 1), "io_uring_submit_and_wait");
-		while (io_uring_cq_ready(&ring)) {
-			need(io_uring_peek_cqe(&ring, &cqe), "io_uring_peek_cqe");
+		seen = 0;
+		io_uring_for_each_cqe(&ring, head, cqe) {
 			need(getbuf_complete(slots, cqe->user_data, cqe->res, cqe->flags, &event),
 			     "getbuf_complete");
-			io_uring_cqe_seen(&ring, cqe);
+			seen++;
 			if (event.kind != kind)
 				continue;
 			need(event.res, "a request");
@@ -70,6 +71,7 @@ static void wait_for_one(int kind, struct getbuf_lease *lease)
 				*lease = event.lease;
 			there = 1;
 		}
+		io_uring_cq_advance(&ring, seen);
 	}
 }
 

@@ -52,15 +52,17 @@ pub unsafe extern "C" fn getbuf_fetch_batch(
     let (mut at, step, mut done) = (offset, step(offset, len), 0);
     // SAFETY: the caller's promise.
     if let (Some(slots), Some(file)) = (unsafe { slots(getbuf) }, unsafe { plain(source) }) {
-        for sqe in requests.entries().iter().flatten() {
-            // SAFETY: the caller's promise.
-            let entry = unsafe { sqe.cast().as_mut() };
-            let Some(value) = slots.fetch_plainly(entry, (file, at, len), data) else { break };
+        let mut lease = leases;
+        let started = |value| {
             // SAFETY: there is room for as many as there are SQEs.
-            unsafe { (*leases.wrapping_add(done)).id = value };
-            at = at.wrapping_add(step);
-            done += 1;
-        }
+            unsafe { (*lease).id = value };
+            lease = lease.wrapping_add(1);
+        };
+        let (sqes, first) = (requests.entries(), (file, at, len));
+        // SAFETY: the caller's promise.
+        let count = unsafe { slots.fetches_plainly(sqes, first, step, data, started) };
+        at = at.wrapping_add(step.wrapping_mul(count));
+        done = count as usize;
     }
     // What is not usual.
     for sqe in requests.behind(done).entries().iter().flatten() {

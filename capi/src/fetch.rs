@@ -287,9 +287,10 @@ pub unsafe extern "C" fn getbuf_write(
         && let Some(entry) = unsafe { entry(sqe) }
         // SAFETY: the caller's promise.
         && let Some(plain) = unsafe { plain(sink) }
-        && let Some(lease) = slots.installed_plainly(lease.id)
         // SAFETY: `plain` has read it.
-        && lease.write_plainly(entry, (start, len), (plain, offset), unsafe { (*sink).token })
+        && let token = unsafe { (*sink).token }
+        && let Some(()) =
+            slots.write_plainly(lease.id, entry, (start, len), (plain, offset), token)
     {
         return 0;
     }

@@ -88,6 +88,40 @@ impl<'a> Values<'a> {
         }
     }
 
+    /// The same for many fetches, each of them `step` behind the one before it. How many of them were
+    /// started; `started` is given the value of each.
+    ///
+    /// # Safety
+    ///
+    /// `sqes` can be written to.
+    #[inline]
+    pub unsafe fn fetches_plainly(
+        self,
+        sqes: &[Option<NonNull<Entry>>],
+        (source, offset, len): (Target, u64, u32),
+        step: u64,
+        data: *mut c_void,
+        mut started: impl FnMut(u64),
+    ) -> u64 {
+        let (mut count, mut at) = (0, offset);
+        let mut fetch = |lending, sqe: NonNull<Entry>| {
+            // SAFETY: the caller's promise.
+            let sqe = unsafe { sqe.cast().as_mut() };
+            let value = self.fetch_by(lending, sqe, (source.into(), at, len), data)?;
+            started(value);
+            count += 1;
+            at = at.wrapping_add(step);
+            Some(())
+        };
+        let sqes = sqes.iter().flatten();
+        match self.lends(source) {
+            None => None,
+            Some(None) => sqes.copied().try_for_each(|sqe| fetch(None, sqe)),
+            Some(lending) => sqes.copied().try_for_each(|sqe| fetch(lending, sqe)),
+        };
+        count
+    }
+
     #[inline(always)]
     fn fetch_by(
         self,
@@ -321,15 +355,11 @@ impl<'a> Values<'a> {
     /// The value names none.
     #[inline(always)]
     pub fn installed(self, value: u64) -> Result<Found<'a>, Miss> {
-        self.installed_plainly(value).ok_or_else(|| self.miss(value))
-    }
-
-    /// The same, without a reason why not.
-    #[inline(always)]
-    pub fn installed_plainly(self, value: u64) -> Option<Found<'a>> {
         let of = state::HELD | state::FETCHING | state::FAILED;
-        let slot = self.slot(value)?;
-        if slot.state.get() & of == state::HELD { Some(Found(slot)) } else { None }
+        match self.slot(value) {
+            Some(slot) if slot.state.get() & of == state::HELD => Ok(Found(slot)),
+            _ => Err(self.miss(value)),
+        }
     }
 
     /// As [`Lease::release`](crate::Lease::release).
@@ -340,12 +370,35 @@ impl<'a> Values<'a> {
     #[inline(always)]
     pub fn release(self, value: u64) -> Result<(), Miss> {
         match self.slot(value) {
+            Some(slot) if slot.state.get() == state::HELD => {
+                slot.vacate(0);
+                Ok(())
+            }
             Some(slot) if slot.is(state::HELD) => {
                 slot.let_go();
                 Ok(())
             }
             _ => Err(self.miss(value)),
         }
+    }
+
+    /// As [`Found::consume`] with a write, of a lease whose fetch is done and which nothing uses.
+    #[inline(always)]
+    pub fn write_plainly(
+        self,
+        value: u64,
+        sqe: &mut MaybeUninit<Entry>,
+        (start, len): (u32, u32),
+        (sink, offset): (Target, u64),
+        token: u16,
+    ) -> Option<()> {
+        let slot = self.slot(value)?;
+        if slot.state.get() & !state::LENT != state::HELD || Found(slot).lacks(start, len) {
+            return None;
+        }
+        let request = slot.use_bytes(start, len, Consumer::Write { sink, offset }, token).ok()?;
+        sqe.write(request.entry());
+        Some(())
     }
 
     /// Releases every lease that there is.
@@ -465,26 +518,6 @@ impl Found<'_> {
         self.check(start, len)?;
         sqe.write(self.0.use_bytes(start, len, consumer, token)?.entry());
         Ok(())
-    }
-
-    /// The same with a write.
-    #[inline(always)]
-    pub fn write_plainly(
-        &self,
-        sqe: &mut MaybeUninit<Entry>,
-        (start, len): (u32, u32),
-        (sink, offset): (Target, u64),
-        token: u16,
-    ) -> bool {
-        let others = self.0.state.get() & !(state::HELD | state::LENT);
-        if self.lacks(start, len) || others != 0 {
-            return false;
-        }
-        match self.0.use_bytes(start, len, Consumer::Write { sink, offset }, token) {
-            Ok(request) => sqe.write(request.entry()),
-            Err(_) => return false,
-        };
-        true
     }
 
     /// As [`Lease::writev`](crate::Lease::writev).
