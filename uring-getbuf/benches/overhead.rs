@@ -9,10 +9,16 @@
 //! ```
 //!
 //! It needs valgrind, whose callgrind counts the instructions; what the kernel executes is not
-//! among them. What a program does to find its lease again when it is told of a completion is: here
-//! a table by slot. Each way is run for so many leases and for twice as many, so that what is done once
+//! among them. Each way is run for so many leases and for twice as many, so that what is done once
 //! cancels out and the figures are exact. `--profile` leaves callgrind's file for
 //! `callgrind_annotate`; `--check` fails where a lease costs more than it [may](MOST).
+//!
+//! Each program does what it would have to do if its requests completed in any order. Step by step,
+//! that is to look at what kind of request has completed, and to keep for each block, in a table,
+//! where its bytes go. The requests by hand take both from their `user_data`: the kind, and the
+//! number of the block, which is all there is to a block. With leases the kind is the event's, and the
+//! table is one by slot that has the leases as well: what it takes to put them there and to take them
+//! out counts as the library's. A chain needs no table.
 //!
 //! With a ring, the source is /dev/zero and the sink /dev/null: both are served while they are
 //! submitted, so every run takes the same path. The ways whose names begin with "alone" make no
@@ -37,7 +43,7 @@ use uring_getbuf::consume::Consumer;
 use uring_getbuf::lease::{Fetched, Installed, Lease};
 use uring_getbuf::opcode::{GetBuf, PutBuf};
 use uring_getbuf::ring::{Attached, Ring};
-use uring_getbuf::slots::{Event, Outgoing, Slots};
+use uring_getbuf::slots::{Event, LeaseId, Outgoing, Slots};
 use uring_getbuf::{Engine, Pool, Support};
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -86,7 +92,7 @@ const WAYS: [Way; 16] = [
 /// How many instructions more than by hand a lease may take, with this many in flight. Nothing may
 /// allocate.
 const MOST: [(&str, f64); 4] =
-    [("slots-steps", 170.0), ("ring-steps", 255.0), ("slots-chain", 90.0), ("ring-chain", 150.0)];
+    [("slots-steps", 150.0), ("ring-steps", 185.0), ("slots-chain", 75.0), ("ring-chain", 112.0)];
 const MOST_DEPTH: u16 = 32;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
@@ -304,69 +310,84 @@ impl Bare {
     }
 }
 
-fn read_sqe(pool: &Pool, index: u16, flags: Flags) -> Entry {
-    let fixed = Flags::FIXED_FILE | flags;
-    let addr = Bare::block(pool, index) as u64;
-    let user_data = u64::from(index);
-    Sqe { opcode: 4, flags: fixed.bits(), fd: 0, addr, len: BLOCK, user_data, ..Sqe::default() }
-        .entry()
+/// What has its address taken, to be shown, would have to have one each time.
+const UNEXPECTED: &str = "this is not what was to come";
+
+/// What a request by hand is, in its `user_data` above the number of its block.
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+
+const fn named(kind: u16, index: u16) -> u64 {
+    (kind as u64) << 16 | index as u64
 }
 
-fn write_sqe(pool: &Pool, index: u16) -> Entry {
+fn read_sqe(pool: &Pool, index: u16, off: u64, flags: Flags) -> Entry {
+    let flags = (Flags::FIXED_FILE | flags).bits();
     let addr = Bare::block(pool, index) as u64;
-    let user_data = 1 << 32 | u64::from(index);
+    let user_data = named(READ, index);
+    Sqe { opcode: 4, flags, fd: 0, off, addr, len: BLOCK, user_data, ..Sqe::default() }.entry()
+}
+
+fn write_sqe(pool: &Pool, index: u16, off: u64) -> Entry {
     let flags = Flags::FIXED_FILE.bits();
-    Sqe { opcode: 5, flags, fd: 1, addr, len: BLOCK, user_data, ..Sqe::default() }.entry()
+    let addr = Bare::block(pool, index) as u64;
+    let user_data = named(WRITE, index);
+    Sqe { opcode: 5, flags, fd: 1, off, addr, len: BLOCK, user_data, ..Sqe::default() }.entry()
 }
 
-fn read_built(pool: &Pool, index: u16, flags: Flags) -> Entry {
+fn read_built(pool: &Pool, index: u16, offset: u64, flags: Flags) -> Entry {
     opcode::ReadFixed::new(ZERO, Bare::block(pool, index), BLOCK, 0)
-        .offset(0)
+        .offset(offset)
         .build()
         .flags(flags)
-        .user_data(u64::from(index))
+        .user_data(named(READ, index))
 }
 
-fn write_built(pool: &Pool, index: u16) -> Entry {
+fn write_built(pool: &Pool, index: u16, offset: u64) -> Entry {
     opcode::WriteFixed::new(NULL, Bare::block(pool, index), BLOCK, 0)
-        .offset(0)
+        .offset(offset)
         .build()
-        .user_data(1 << 32 | u64::from(index))
+        .user_data(named(WRITE, index))
 }
 
-fn check(completion: &cqueue::Entry) -> Result<u16, Box<dyn Error>> {
-    if completion.result() != BLOCK as i32 {
-        return Err(format!("a request came to {}", completion.result()).into());
-    }
-    Ok(completion.user_data() as u16)
+/// The block of a request that has gone as asked.
+fn block_of(completion: &cqueue::Entry, kind: u16) -> Option<u16> {
+    let name = completion.user_data();
+    let good = (name >> 16) as u16 == kind && completion.result() == BLOCK as i32;
+    good.then_some(name as u16)
 }
 
 fn steps(
     depth: u16,
     leases: u64,
-    read: impl Fn(&Pool, u16, Flags) -> Entry,
-    write: impl Fn(&Pool, u16) -> Entry,
+    read: impl Fn(&Pool, u16, u64, Flags) -> Entry,
+    write: impl Fn(&Pool, u16, u64) -> Entry,
 ) -> Outcome {
     let Bare { mut ring, pool } = Bare::new(depth)?;
     let (submitter, mut queue, mut completions) = ring.split();
+    let mut offset = 0;
+    // By block.
+    let mut offsets = vec![0; depth.into()];
     for _ in 0..leases / u64::from(depth) {
         for index in 0..depth {
             // SAFETY: the block belongs to this request until it has completed.
-            unsafe { queue.push(&read(&pool, index, Flags::empty())) }?;
+            unsafe { queue.push(&read(&pool, index, offset, Flags::empty())) }?;
+            offsets[usize::from(index)] = offset;
+            offset += u64::from(BLOCK);
         }
         queue.sync();
         submitter.submit_and_wait(usize::from(depth))?;
         completions.sync();
         for completion in &mut completions {
-            let index = check(&completion)?;
+            let index = block_of(&completion, READ).ok_or(UNEXPECTED)?;
             // SAFETY: as above.
-            unsafe { queue.push(&write(&pool, index)) }?;
+            unsafe { queue.push(&write(&pool, index, offsets[usize::from(index)])) }?;
         }
         queue.sync();
         submitter.submit_and_wait(usize::from(depth))?;
         completions.sync();
         for completion in &mut completions {
-            check(&completion)?;
+            block_of(&completion, WRITE).ok_or(UNEXPECTED)?;
         }
     }
     Ok(())
@@ -375,8 +396,8 @@ fn steps(
 fn chain(
     depth: u16,
     leases: u64,
-    read: impl Fn(&Pool, u16, Flags) -> Entry,
-    write: impl Fn(&Pool, u16) -> Entry,
+    read: impl Fn(&Pool, u16, u64, Flags) -> Entry,
+    write: impl Fn(&Pool, u16, u64) -> Entry,
 ) -> Outcome {
     let Bare { mut ring, pool } = Bare::new(depth)?;
     let (submitter, mut queue, mut completions) = ring.split();
@@ -384,15 +405,15 @@ fn chain(
     for _ in 0..leases / u64::from(depth) {
         for index in 0..depth {
             // SAFETY: the block belongs to these requests until the second has completed.
-            unsafe { queue.push(&read(&pool, index, flags)) }?;
+            unsafe { queue.push(&read(&pool, index, 0, flags)) }?;
             // SAFETY: as above.
-            unsafe { queue.push(&write(&pool, index)) }?;
+            unsafe { queue.push(&write(&pool, index, 0)) }?;
         }
         queue.sync();
         submitter.submit_and_wait(usize::from(depth))?;
         completions.sync();
         for completion in &mut completions {
-            check(&completion)?;
+            block_of(&completion, WRITE).ok_or(UNEXPECTED)?;
         }
     }
     Ok(())
@@ -414,26 +435,27 @@ fn builders_chain(depth: u16, leases: u64) -> Outcome {
     chain(depth, leases, read_built, write_built)
 }
 
-/// An event that has its address taken, to be shown, would have to have one each time.
-const UNEXPECTED: &str = "this is not the event that was to come";
+/// The lease in a slot, and where its bytes go.
+#[derive(Default)]
+struct Held {
+    fetched: Option<Lease<Fetched>>,
+    installed: Option<Lease<Installed>>,
+    offset: u64,
+}
 
 /// Leases by slot.
-struct Table<S: uring_getbuf::lease::State>(Vec<Option<Lease<S>>>);
+struct Table(Vec<Held>);
 
-impl<S: uring_getbuf::lease::State> Table<S> {
+const MISSING: &str = "no such lease";
+
+impl Table {
     fn new(depth: u16) -> Self {
-        Self((0..depth).map(|_| None).collect())
+        Self((0..depth).map(|_| Held::default()).collect())
     }
 
     #[inline(always)]
-    fn put(&mut self, lease: Lease<S>) {
-        let slot = lease.id().slot();
-        self.0[usize::from(slot)] = Some(lease);
-    }
-
-    #[inline(always)]
-    fn take(&mut self, slot: u16) -> Result<Lease<S>, &'static str> {
-        self.0[usize::from(slot)].take().ok_or("no such lease")
+    fn of(&mut self, lease: LeaseId) -> &mut Held {
+        &mut self.0[usize::from(lease.slot())]
     }
 }
 
@@ -441,15 +463,16 @@ fn slots_steps(depth: u16, leases: u64) -> Outcome {
     let Bare { mut ring, pool } = Bare::new(depth)?;
     let slots = Slots::builder(&Support::detect()).pool(pool, 0).build()?;
     let (submitter, mut queue, mut completions) = ring.split();
-    let mut fetched = Table::<Fetched>::new(depth);
-    let mut installed = Table::<Installed>::new(depth);
+    let (mut table, mut offset) = (Table::new(depth), 0);
     for _ in 0..leases / u64::from(depth) {
         for _ in 0..depth {
-            let (lease, request) = slots.fetch(ZERO, 0, BLOCK)?;
+            let (lease, request) = slots.fetch(ZERO, offset, BLOCK)?;
             // SAFETY: the ring's table has the pool and the files, and its completions go to the
             // slots.
             unsafe { request.push(&mut queue) }.map_err(|_| "full")?;
-            fetched.put(lease);
+            let held = table.of(lease.id());
+            (held.fetched, held.offset) = (Some(lease), offset);
+            offset += u64::from(BLOCK);
         }
         queue.sync();
         submitter.submit_and_wait(usize::from(depth))?;
@@ -460,11 +483,12 @@ fn slots_steps(depth: u16, leases: u64) -> Outcome {
             let Some(Event::Fetched { lease, .. }) = event else {
                 return Err(UNEXPECTED.into());
             };
-            let lease = fetched.take(lease.slot())?.installed()?;
-            let request = lease.write(.., NULL, 0)?;
+            let held = table.of(lease);
+            let lease = held.fetched.take().ok_or(MISSING)?.installed()?;
+            let request = lease.write(.., NULL, held.offset)?;
             // SAFETY: as above.
             unsafe { request.push(&mut queue) }.map_err(|_| "full")?;
-            installed.put(lease);
+            held.installed = Some(lease);
         }
         queue.sync();
         submitter.submit_and_wait(usize::from(depth))?;
@@ -475,7 +499,7 @@ fn slots_steps(depth: u16, leases: u64) -> Outcome {
             let Some(Event::Used { id, result: Ok(BLOCK), .. }) = event else {
                 return Err(UNEXPECTED.into());
             };
-            drop(installed.take(id.lease().slot())?);
+            drop(table.of(id.lease()).installed.take().ok_or(MISSING)?);
         }
         if slots.has_requests() {
             return Err("a lease of the copy engine needs no request to be released".into());
@@ -519,27 +543,30 @@ fn ring(depth: u16) -> Result<(Ring, Attached, Attached), Box<dyn Error>> {
 
 fn ring_steps(depth: u16, leases: u64) -> Outcome {
     let (mut ring, zero, null) = ring(depth)?;
-    let mut fetched = Table::<Fetched>::new(depth);
-    let mut installed = Table::<Installed>::new(depth);
+    let (mut table, mut offset) = (Table::new(depth), 0);
     for _ in 0..leases / u64::from(depth) {
         for _ in 0..depth {
-            fetched.put(ring.fetch(&zero, 0, BLOCK)?);
+            let lease = ring.fetch(&zero, offset, BLOCK)?;
+            let held = table.of(lease.id());
+            (held.fetched, held.offset) = (Some(lease), offset);
+            offset += u64::from(BLOCK);
         }
         ring.wait(usize::from(depth))?;
         while let Some(event) = ring.next_event() {
             let Event::Fetched { lease, .. } = event else {
                 return Err(UNEXPECTED.into());
             };
-            let lease = fetched.take(lease.slot())?.installed()?;
-            ring.write(&lease, .., &null, 0)?;
-            installed.put(lease);
+            let held = table.of(lease);
+            let lease = held.fetched.take().ok_or(MISSING)?.installed()?;
+            ring.write(&lease, .., &null, held.offset)?;
+            held.installed = Some(lease);
         }
         ring.wait(usize::from(depth))?;
         while let Some(event) = ring.next_event() {
             let Event::Used { id, result: Ok(BLOCK), .. } = event else {
                 return Err(UNEXPECTED.into());
             };
-            drop(installed.take(id.lease().slot())?);
+            drop(table.of(id.lease()).installed.take().ok_or(MISSING)?);
         }
     }
     Ok(())
@@ -582,10 +609,10 @@ fn alone_builders_copy(depth: u16, leases: u64) -> Outcome {
     let pool = Pool::new(depth, BLOCK)?;
     for _ in 0..leases / u64::from(depth) {
         for index in 0..depth {
-            black_box(pass(&read_built(&pool, index, Flags::empty())));
+            black_box(pass(&read_built(&pool, index, 0, Flags::empty())));
         }
         for index in 0..depth {
-            black_box(pass(&write_built(&pool, index)));
+            black_box(pass(&write_built(&pool, index, 0)));
         }
     }
     Ok(())
@@ -620,23 +647,24 @@ fn slots(depth: u16, opcode: bool, replace: bool) -> Result<Slots, Box<dyn Error
 }
 
 fn alone_steps(slots: &Slots, depth: u16, leases: u64) -> Outcome {
-    let mut fetched = Table::<Fetched>::new(depth);
-    let mut installed = Table::<Installed>::new(depth);
+    let mut table = Table::new(depth);
     let mut sent = Vec::with_capacity(usize::from(depth));
     for _ in 0..leases / u64::from(depth) {
         for _ in 0..depth {
             let (lease, request) = slots.fetch(ZERO, 0, BLOCK)?;
             sent.push(pass(&request.into_entry()));
-            fetched.put(lease);
+            let held = table.of(lease.id());
+            held.fetched = Some(lease);
         }
         for name in sent.drain(..) {
             let event = slots.complete(name, BLOCK as i32, 0);
             let Some(Event::Fetched { lease, .. }) = event else {
                 return Err(UNEXPECTED.into());
             };
-            installed.put(fetched.take(lease.slot())?.installed()?);
+            let held = table.of(lease);
+            held.installed = Some(held.fetched.take().ok_or(MISSING)?.installed()?);
         }
-        for lease in installed.0.iter().flatten() {
+        for lease in table.0.iter().flat_map(|held| &held.installed) {
             sent.push(pass(&lease.write(.., NULL, 0)?.into_entry()));
         }
         for name in sent.drain(..) {
@@ -644,7 +672,7 @@ fn alone_steps(slots: &Slots, depth: u16, leases: u64) -> Outcome {
             let Some(Event::Used { id, .. }) = event else {
                 return Err(UNEXPECTED.into());
             };
-            drop(installed.take(id.lease().slot())?);
+            drop(table.of(id.lease()).installed.take().ok_or(MISSING)?);
         }
         while let Some(request) = slots.next_request() {
             let Outgoing::Request(request) = request else {
