@@ -237,6 +237,14 @@ pub(super) const FAULTS: &[Fault] = &[
         test: e2e("copy::lease::detach_in_flight"),
     },
     Fault {
+        name: "file-place-of-a-use",
+        what: "a detached file's place is given away while a use names it",
+        file: SLOT,
+        from: "(0..=u8::MAX).filter(has).count() as u32",
+        to: "(0..=u8::MAX).filter(has).count().min(0) as u32",
+        test: e2e("copy::lease::detach_in_use"),
+    },
+    Fault {
         name: "file-place-lost",
         what: "a cancellation keeps its file's place for ever",
         file: "uring-getbuf/src/ring/drive.rs",
