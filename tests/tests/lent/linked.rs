@@ -31,7 +31,7 @@ fn quiet(entry: Entry, link: Flags) -> Entry {
     entry.flags(link | Flags::SKIP_SUCCESS)
 }
 
-fn is(what: &str, results: &[(u64, i32)], want: &[(u64, i32)]) -> Outcome {
+pub(crate) fn is(what: &str, results: &[(u64, i32)], want: &[(u64, i32)]) -> Outcome {
     if results == want { Ok(()) } else { Err(format!("{what}: {results:?}, not {want:?}").into()) }
 }
 
@@ -50,6 +50,14 @@ pub(crate) fn it_goes_to_the_next_request(engine: Engine) -> Outcome {
     for (from, len) in [(0, 4096), (100, 3000), (4095, 1), (0, BLOCK)] {
         let requests = [quiet(get(&raw, &file, BLOCK, 0), LINK), raw.write(&sink, from, len, 5)];
         is("a chain", &raw.results(&requests, 1), &[(1, len as i32)])?;
+        check("leases", leases(engine)? as i32, 1)?;
+        let mut got = vec![0; len as usize];
+        peer.read_exact(&mut got)?;
+        same("what was written", &got, &bytes[from as usize..][..len as usize])?;
+        // One that is told goes another way in the kernel.
+        let requests = [get(&raw, &file, BLOCK, 0).flags(LINK), raw.write(&sink, from, len, 5)];
+        let want = [(0, BLOCK as i32), (1, len as i32)];
+        is("a chain, all of it told", &raw.results(&requests, 2), &want)?;
         check("leases", leases(engine)? as i32, 1)?;
         let mut got = vec![0; len as usize];
         peer.read_exact(&mut got)?;
@@ -78,12 +86,15 @@ pub(crate) fn every_consumer_takes_it(engine: Engine) -> Outcome {
         ("WRITEV_FIXED", ops::WritevFixed::new(fd, &raw const vector, 1, 9).offset(STREAM).build()),
         ("SEND_ZC", ops::SendZc::new(fd, std::ptr::null(), BLOCK).buf_index(Some(9)).build()),
     ];
-    for (name, consumer) in consumers {
-        let fetch = quiet(get(&raw, &file, BLOCK, 1), LINK);
-        let zero_copy = name == "SEND_ZC";
-        let results = raw.results(&[fetch, consumer], if zero_copy { 2 } else { 1 });
-        let want = (1, BLOCK as i32);
-        is(name, &results[..1], &[want])?;
+    // A fetch that is not told is done without a request, the other one has one.
+    let ways = consumers.iter().flat_map(|consumer| [(consumer, false), (consumer, true)]);
+    for ((name, consumer), told) in ways {
+        let fetch = get(&raw, &file, BLOCK, 1);
+        let fetch = if told { fetch.flags(LINK) } else { quiet(fetch, LINK) };
+        let more = usize::from(*name == "SEND_ZC") + usize::from(told);
+        let mut results = raw.results(&[fetch, consumer.clone()], 1 + more);
+        results.retain(|(request, _)| *request == 1);
+        is(name, &results[..1], &[(1, BLOCK as i32)])?;
         let mut got = vec![0; BLOCK as usize];
         peer.read_exact(&mut got)?;
         same(name, &got, &bytes)?;

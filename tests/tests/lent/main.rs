@@ -5,6 +5,7 @@
 //! one of them is ignored, and the reason is printed. `GETBUF_TEST_ENGINE=opcode` (`module`) insists.
 
 mod attacks;
+mod early;
 mod linked;
 mod raw;
 
@@ -108,6 +109,11 @@ const OPCODE: &[(&str, Test)] = &[
     ("linked::by_workers", linked::by_workers),
     ("linked::both_sides_wait", linked::both_sides_wait),
     ("linked::it_ends_with_its_consumer", linked::it_ends_with_its_consumer),
+    ("early::many_in_a_row", early::many_in_a_row),
+    ("early::in_its_turn", early::in_its_turn),
+    ("early::what_it_cannot_do_is_told", early::what_it_cannot_do_is_told),
+    ("early::its_consumer_is_refused", early::its_consumer_is_refused),
+    ("early::streams_lose_nothing", early::streams_lose_nothing),
 ];
 
 /// A file in the current folder, with bytes that tell where they are.
