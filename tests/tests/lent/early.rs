@@ -14,7 +14,7 @@ use io_uring::{IoUring, opcode as ops};
 use uring_getbuf::{Engine, STREAM};
 
 use crate::linked::is;
-use crate::raw::{Lender, Raw, to_bytes};
+use crate::raw::{Lender, Raw, ring_kinds, to_bytes};
 use crate::{BLOCK, Outcome, SLOTS, check, leases, no_leases_left, same, source, with_byte};
 
 const LINKS: [Flags; 2] = [Flags::IO_LINK, Flags::IO_HARDLINK];
@@ -40,13 +40,8 @@ fn put_all(raw: &mut Raw, count: u16) -> Outcome {
 pub(crate) fn many_in_a_row(engine: Engine) -> Outcome {
     let (file, bytes) = source(BLOCK as usize)?;
     let (sink, mut peer) = UnixStream::pair()?;
-    let mut plain = IoUring::builder();
-    let mut defer = plain.clone();
-    defer.setup_single_issuer().setup_defer_taskrun();
-    let mut polled = plain.clone();
-    polled.setup_sqpoll(50);
-    for ring in [&mut plain, &mut defer, &mut polled] {
-        let mut raw = Raw::with(engine, ring, Lender::lend)?;
+    for ring in ring_kinds() {
+        let mut raw = Raw::with(engine, &ring, Lender::lend)?;
         raw.uring.submitter().register_files(&[file.as_raw_fd()])?;
         for fixed in [false, true] {
             let mut requests: Vec<_> =

@@ -11,11 +11,11 @@ use std::os::unix::net::UnixStream;
 use io_uring::cqueue;
 use io_uring::opcode as ops;
 use io_uring::squeue::{Entry, Flags};
+use io_uring::types;
 use io_uring::types::{Fd, Timespec};
-use io_uring::{IoUring, types};
 use uring_getbuf::{Engine, STREAM};
 
-use crate::raw::Raw;
+use crate::raw::{Lender, Raw, ring_kinds};
 use crate::{BLOCK, Outcome, SLOTS, check, leases, no_leases_left, same, source, with_byte};
 
 const LINK: Flags = Flags::IO_LINK;
@@ -251,13 +251,8 @@ pub(crate) fn nobody_to_hand_it_to(engine: Engine) -> Outcome {
 pub(crate) fn by_workers(engine: Engine) -> Outcome {
     let (file, bytes) = source(BLOCK as usize)?;
     let (sink, mut peer) = UnixStream::pair()?;
-    let mut plain = IoUring::builder();
-    let mut defer = plain.clone();
-    defer.setup_single_issuer().setup_defer_taskrun();
-    let mut polled = plain.clone();
-    polled.setup_sqpoll(50);
-    for ring in [&mut plain, &mut defer, &mut polled] {
-        let mut raw = Raw::with(engine, ring, crate::raw::Lender::lend)?;
+    for ring in ring_kinds() {
+        let mut raw = Raw::with(engine, &ring, Lender::lend)?;
         for (fetch, consume) in [
             (Flags::ASYNC, Flags::empty()),
             (Flags::empty(), Flags::ASYNC),

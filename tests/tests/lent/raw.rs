@@ -62,6 +62,15 @@ pub(crate) fn fetch(device: RawFd, source: RawFd, offset: u64, len: u32, slot: u
     command(device, sys::GETBUF_CMD_FETCH, 0, len, [header(source, slot, 0, 1), offset])
 }
 
+/// Rings of the kinds that submit and complete differently.
+pub(crate) fn ring_kinds() -> [io_uring::Builder; 3] {
+    let plain = IoUring::builder();
+    let (mut defer, mut polled) = (plain.clone(), plain.clone());
+    defer.setup_single_issuer().setup_defer_taskrun();
+    polled.setup_sqpoll(50);
+    [plain, defer, polled]
+}
+
 pub(crate) struct Raw {
     pub(crate) uring: IoUring,
     pub(crate) slots: Slots,
