@@ -257,15 +257,16 @@ impl Lease<Fetched> {
     /// See [`NotInstalled`].
     #[inline(always)]
     pub fn installed(self) -> Result<Lease<Installed>, NotInstalled> {
-        match self.place.slot().fetch_result() {
-            Some(Ok(len)) if len > 0 => Ok(Lease { place: self.place, state: PhantomData }),
-            result => Err(self.not_installed(result)),
+        if self.place.slot().is_filled() {
+            Ok(Lease { place: self.place, state: PhantomData })
+        } else {
+            Err(self.not_installed())
         }
     }
 
     #[cold]
-    fn not_installed(self, result: Option<Result<u32, Errno>>) -> NotInstalled {
-        match result {
+    fn not_installed(self) -> NotInstalled {
+        match self.place.slot().fetch_result() {
             None => NotInstalled::Pending(self),
             Some(Ok(_)) => NotInstalled::EndOfFile,
             Some(Err(errno)) => NotInstalled::Failed(errno),
@@ -447,6 +448,9 @@ impl Lease<Installed> {
     #[inline(always)]
     pub(crate) fn range(&self, range: impl RangeBounds<u32>) -> Result<Range<u32>> {
         let len = self.len();
+        if let (Bound::Unbounded, Bound::Unbounded) = (range.start_bound(), range.end_bound()) {
+            return Ok(0..len);
+        }
         let start = match range.start_bound() {
             Bound::Included(&start) => Some(start),
             Bound::Excluded(&start) => start.checked_add(1),

@@ -2,6 +2,7 @@
 //! Cases that need a process of their own: this executable, started once more.
 
 use std::fs::File;
+use std::io::{Read, Write, pipe};
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -31,6 +32,7 @@ pub(crate) const CASES: &[Case] = &[
     ("memory_limit", memory_limit),
     ("steady_state_system_calls", steady_state_system_calls),
     ("four_consumers_in_two_calls", four_consumers_in_two_calls),
+    ("forked_off", forked_off),
     ("no_rings_allowed", no_rings_allowed),
     ("no_descriptor_left", no_descriptor_left),
     ("no_kernel_memory", no_kernel_memory),
@@ -47,6 +49,9 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     let Ok(engine) = engine.parse() else { return ExitCode::FAILURE };
     let done = match what.as_str() {
         "memory_limit" => under_a_memory_limit(engine),
+        "forked" => crate::SETUPS
+            .into_iter()
+            .try_for_each(|(_, setup)| in_two_processes(&Rig { engine, setup })),
         "no_rings" => without_rings(),
         "no_descriptor" => without_descriptors(engine),
         "no_memory" => without_kernel_memory(engine),
@@ -121,6 +126,50 @@ fn judge(status: ExitStatus, said: &[u8]) -> Verdict {
 fn run(what: &str, rig: &Rig) -> Verdict {
     let output = child(what, rig)?.stderr(Stdio::inherit()).output()?;
     judge(output.status, &output.stdout)
+}
+
+fn forked_off(rig: &Rig) -> Verdict {
+    run("forked", rig)
+}
+
+/// What a process that was forked off does with its copy of an idle ring, which is to drop it, is not
+/// seen by the other one, wherever that is by then.
+fn in_two_processes(rig: &Rig) -> Verdict {
+    let (folder, content) = (Folder::new()?, pattern(13, 4 * 4096));
+    let mut ring = rig.ring();
+    let source = ring.attach(&folder.source(&content)?)?;
+    let sink = ring.attach(&folder.sink()?)?;
+    let move_block = |ring: &mut Ring, block: u64| -> Verdict {
+        let fetched = ring.fetch(&source, block * 4096, 4096)?;
+        let lease = ring.wait_installed(fetched)?.expect("a block");
+        Ok(ring.write_all(&lease, &sink, block * 4096)?)
+    };
+    for pair in [0, 2] {
+        move_block(&mut ring, pair)?;
+        let (from, mut to) = pipe()?;
+        // SAFETY: all that the child does is to wait, to drop what it has, for which the allocator is
+        // prepared, and to exit.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let _ = (&from).read(&mut [0]);
+            drop(ring);
+            // SAFETY: it ends this process, and runs nothing else in it.
+            unsafe { libc::_exit(0) }
+        }
+        move_block(&mut ring, pair + 1)?;
+        // The other one drops it now.
+        to.write_all(b"!")?;
+        let mut status = -1;
+        // SAFETY: `status` is an integer.
+        let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+        assert_eq!((waited, status), (child, 0));
+        // Long enough for a thread of the kernel's to see what it should not.
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(ring.next_event(), None);
+    }
+    assert_eq!(folder.sunk()?, content);
+    assert_eq!(ring.stats().stale, 0);
+    Ok(())
 }
 
 fn memory_limit(rig: &Rig) -> Verdict {

@@ -6,6 +6,7 @@ use std::io::{Read, Write, pipe};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use getbuf_tests::{
@@ -33,6 +34,8 @@ pub(crate) const CENTRAL: &[Case] = &[
     ("drop_while_used", drop_while_used),
     ("cancel", cancel),
     ("wait_timeout", wait_timeout),
+    ("submit_or_wait", submit_or_wait),
+    ("what_was_taken_does_not_count", what_was_taken_does_not_count),
     ("epoll", from_epoll),
     ("foreign_requests", foreign_requests),
     ("many_fetches_then_waits", many_fetches_then_waits),
@@ -593,6 +596,81 @@ fn wait_timeout(rig: &Rig) -> Verdict {
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     assert!(matches!(ring.next_event(), Some(Event::Fetched { result: Ok(2), .. })));
     ring.wait_timeout(1, Duration::ZERO)?;
+    Ok(())
+}
+
+/// It waits only for what is not there when all is sent.
+fn submit_or_wait(rig: &Rig) -> Verdict {
+    let folder = Folder::new()?;
+    let mut ring = rig.ring();
+    let file = ring.attach(&folder.source(&pattern(3, 100))?)?;
+    let null = ring.attach(&File::create("/dev/null")?)?;
+    let (from, mut to) = pipe()?;
+    let slow = ring.attach(&from)?;
+    for round in 0..50 {
+        let fetched = ring.fetch(&file, 0, 100)?;
+        ring.submit_or_wait()?;
+        assert!(matches!(ring.next_event(), Some(Event::Fetched { result: Ok(100), .. })));
+        let lease = fetched.installed().expect("the event said so");
+        let id = ring.write(&lease, .., &null, STREAM)?;
+        // One of its own, which is not told; and one that waits for the other end.
+        let waiting = ring.fetch(&slow, STREAM, 16)?;
+        ring.wait_used(id)?;
+        drop(lease);
+        let begin = Instant::now();
+        let writer = (round == 0).then(|| {
+            let mut to = to.try_clone().expect("a descriptor");
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(50));
+                to.write_all(b"ab").expect("room");
+            })
+        });
+        if round > 0 {
+            to.write_all(b"ab")?;
+        }
+        // With nothing new to send.
+        ring.submit_or_wait()?;
+        let mut event = ring.next_event();
+        // A ring with the module or with fallbacks may have had something else to tell, or nothing.
+        while !matches!(event, Some(Event::Fetched { result: Ok(2), .. })) {
+            assert!(begin.elapsed() < Duration::from_secs(10), "{event:?}");
+            ring.submit_or_wait()?;
+            event = ring.next_event();
+        }
+        if let Some(writer) = writer {
+            writer.join().expect("the writer");
+        }
+        drop(waiting);
+        until_free(&mut ring, 4);
+        while ring.next_event().is_some() {}
+    }
+    Ok(())
+}
+
+/// A wait that finds the queue of completions empty, whose last one was taken a moment ago, waits.
+fn what_was_taken_does_not_count(rig: &Rig) -> Verdict {
+    let mut ring = rig.ring();
+    let (from, to) = pipe()?;
+    let (source, sink) = (ring.attach(&from)?, ring.attach(&to)?);
+    for round in 0..3_u8 {
+        ring.poll_writable(&sink, 1)?;
+        ring.wait(1)?;
+        assert!(matches!(ring.next_event(), Some(Event::Ready { token: 1, .. })));
+        ring.poll_readable(&source, 2)?;
+        let mut writer = to.try_clone()?;
+        let writer = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(30));
+            writer.write_all(&[round]).expect("room");
+        });
+        ring.wait(1)?;
+        assert!(matches!(ring.next_event(), Some(Event::Ready { token: 2, .. })));
+        writer.join().expect("the writer");
+        let fetched = ring.fetch(&source, STREAM, 1)?;
+        assert_eq!(ring.wait_installed(fetched)?.map(|lease| lease.len()), Some(1));
+        // Its release is a completion as well.
+        until_free(&mut ring, 4);
+        while ring.next_event().is_some() {}
+    }
     Ok(())
 }
 

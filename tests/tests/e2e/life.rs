@@ -32,6 +32,7 @@ pub(crate) const CASES: &[Case] = &[
     ("panic_in_callback", panic_in_callback),
     ("panic_with_a_full_ring", panic_with_a_full_ring),
     ("two_rings_at_once", two_rings_at_once),
+    ("more_rings_than_a_thread_can_register", more_rings_than_a_thread_can_register),
     ("attached_outlives_its_descriptor", attached_outlives_its_descriptor),
 ];
 
@@ -325,6 +326,36 @@ fn two_rings_at_once(rig: &Rig) -> Verdict {
     let sink = one.attach(&folder.sink()?)?;
     one.write_all(&first, &sink, 0)?;
     assert_eq!(folder.sunk()?, content);
+    Ok(())
+}
+
+/// A thread of the kernel's knows 16 rings by a number of its own. The others work as well, and
+/// nothing keeps one that is gone.
+fn more_rings_than_a_thread_can_register(rig: &Rig) -> Verdict {
+    let folder = Folder::new()?;
+    let file = folder.source(&pattern(12, 100))?;
+    for _ in 0..2 {
+        let mut rings = Vec::new();
+        let mut ends = Vec::new();
+        for _ in 0..20 {
+            let mut ring = rig.small().slots(1).build()?;
+            let source = ring.attach(&file)?;
+            let (from, to) = pipe()?;
+            let sink = ring.attach(&to)?;
+            let fetched = ring.fetch(&source, 0, 100)?;
+            let lease = ring.wait_installed(fetched)?.expect("100 bytes");
+            ring.write_all(&lease, &sink, STREAM)?;
+            ends.push(from);
+            rings.push((ring, source, sink, lease));
+        }
+        drop(rings);
+        for mut end in ends {
+            // The end comes when the ring's own reference is gone.
+            let mut bytes = Vec::new();
+            end.read_to_end(&mut bytes)?;
+            assert_eq!(bytes, pattern(12, 100));
+        }
+    }
     Ok(())
 }
 

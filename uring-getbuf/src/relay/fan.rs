@@ -642,11 +642,10 @@ impl Run<'_, '_> {
             let oldest = self.outs.iter().filter(|out| !out.over).filter_map(|out| out.since).min();
             oldest.map(|since| (since + patience).saturating_duration_since(now))
         });
-        let timeout = match (look, patience) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
-        self.ring.enter(1, timeout)
+        match look.into_iter().chain(patience).min() {
+            None => self.ring.enter(1),
+            Some(timeout) => self.ring.enter_for(1, timeout),
+        }
     }
 
     fn take_events(&mut self) {
@@ -733,7 +732,7 @@ impl Run<'_, '_> {
             if std::mem::take(&mut cancel) {
                 self.ring.cancel(&self.file)?;
             }
-            self.ring.enter(1, None)?;
+            self.ring.enter(1)?;
             self.take_events();
         }
         // The network may hold on to what was sent for as long as the peer leaves it there.

@@ -337,14 +337,17 @@ impl<'a> Relay<'a> {
     /// Waits for a completion, and no longer than a cancellation may wait.
     fn pause(&self, ring: &mut Ring) -> Result<()> {
         ring.flush()?;
-        ring.enter(1, self.canceller.as_ref().map(|_| LOOK))
+        match &self.canceller {
+            None => ring.enter(1),
+            Some(_) => ring.enter_for(1, LOOK),
+        }
     }
 
     /// Waits for completions, and notices a cancellation.
     fn wait(&self, ring: &mut Ring, count: usize, flow: &mut Flow) -> Result<()> {
         ring.flush()?;
-        let Some(canceller) = &self.canceller else { return ring.enter(count, None) };
-        ring.enter(count, Some(LOOK))?;
+        let Some(canceller) = &self.canceller else { return ring.enter(count) };
+        ring.enter_for(count, LOOK)?;
         if canceller.is_cancelled() && flow.error.is_none() {
             flow.fail(cancelled());
         }

@@ -213,7 +213,7 @@ impl Stream<'_, '_> {
             if std::mem::take(&mut cancel) {
                 self.files.cancel(self.ring)?;
             }
-            self.ring.enter(1, None)?;
+            self.ring.enter(1)?;
             self.take_events();
         }
         // The network may hold on to what was sent for as long as the peer leaves it there.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use io_uring::IoUring;
 use io_uring::types::Fixed;
 
+use super::queues::Queues;
 use super::{Attached, Files, Ring};
 use rustix::process::{Resource, getrlimit};
 
@@ -207,7 +208,7 @@ impl Builder {
             cancelling: Cell::new(0),
             looker: None,
             limits: None,
-            uring,
+            uring: Queues::new(uring),
             support,
             device,
         })

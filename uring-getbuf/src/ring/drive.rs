@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Driving a ring: what goes into its queues, what comes out, and how it ends.
 
-use std::hint::assert_unchecked;
+use std::io;
 use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use io_uring::opcode as ops;
 use io_uring::squeue::{Entry, Flags, SubmissionQueue};
-use io_uring::types::{CancelBuilder, Fixed, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fixed, Timespec};
+use io_uring::{cqueue, opcode as ops};
 
 use super::files::Names;
+use super::queues::Room;
 use super::{Attached, Ring};
 use crate::chain::Chain;
 use crate::consume::{Consumer, SendFlags};
@@ -97,15 +98,15 @@ impl Ring {
     ) -> Result<UseId> {
         self.check(lease)?;
         let place = sink.place_in(&self.files)?;
-        let mut queue = self.uring.submission();
-        if !has_room(&queue, 1) {
-            drop(queue);
-            self.drain_queue(1)?;
-            queue = self.uring.submission();
-        }
-        let room = Room::<1>::of(queue).ok_or_else(queue_full)?;
+        let room = match self.uring.room::<1>() {
+            Some(room) => room,
+            None => {
+                self.make_room(1)?;
+                self.uring.room().ok_or_else(queue_full)?
+            }
+        };
         let entry = lease.consume_entry(range, consumer, place)?;
-        room.push(&[entry.entry()]);
+        push(room, &[entry.entry()]);
         Ok(UseId::of(entry.user_data))
     }
 
@@ -132,14 +133,14 @@ impl Ring {
     ) -> Result<LeaseId> {
         let (from, to) = (source.place_in(&self.files)?, sink.place_in(&self.files)?);
         let note = Names::chain(from, to).note();
-        let mut queue = self.uring.submission();
-        if !has_room(&queue, MOST_LINKED) {
-            drop(queue);
-            self.drain_queue(MOST_LINKED)?;
-            queue = self.uring.submission();
-        }
-        let room = Room::<MOST_LINKED>::of(queue).ok_or_else(queue_full)?;
-        self.slots.start_chain(chain, note, |entries| room.push(entries))
+        let room = match self.uring.room::<MOST_LINKED>() {
+            Some(room) => room,
+            None => {
+                self.make_room(MOST_LINKED)?;
+                self.uring.room().ok_or_else(queue_full)?
+            }
+        };
+        self.slots.start_chain(chain, note, |entries| push(room, entries))
     }
 
     /// Queues the fetch of a file that is attached, in one of the ways that a source can be named.
@@ -147,20 +148,21 @@ impl Ring {
     pub(super) fn fetch_from(
         &mut self,
         file: &Attached,
-        source: impl Fn() -> Source,
+        source: impl Fn(u16) -> Source,
         offset: u64,
         len: u32,
     ) -> Result<Lease<Fetched>> {
-        let note = Names::one(file.place_in(&self.files)?).note();
-        let mut queue = self.uring.submission();
-        if !has_room(&queue, 1) {
-            drop(queue);
-            self.drain_queue(1)?;
-            queue = self.uring.submission();
-        }
-        let room = Room::<1>::of(queue).ok_or_else(queue_full)?;
-        let push = |request: Sqe| room.push(&[request.entry()]);
-        self.slots.start_fetch(source, (offset, len), note, push)
+        let place = file.place_in(&self.files)?;
+        let note = Names::one(place).note();
+        let room = match self.uring.room::<1>() {
+            Some(room) => room,
+            None => {
+                self.make_room(1)?;
+                self.uring.room().ok_or_else(queue_full)?
+            }
+        };
+        let push = |request: Sqe| push(room, &[request.entry()]);
+        self.slots.start_fetch(|| source(place), (offset, len), note, push)
     }
 
     /// Queues consumers of ranges of leases of this ring, linked: one
@@ -177,7 +179,6 @@ impl Ring {
         let place = sink.place_in(&self.files)?;
         let count = uses.len();
         self.make_room(count)?;
-        let mut queue = self.uring.submission();
         for (index, (lease, range, consumer)) in uses.enumerate() {
             debug_assert!(self.slots.owns(lease), "the lease belongs to another ring");
             let all = SendFlags::WAIT_ALL;
@@ -190,7 +191,7 @@ impl Ring {
             let linked = if index + 1 < count { Flags::IO_LINK } else { Flags::empty() };
             let entry = lease.consume_entry(lease.range(range)?, consumer, place)?.flags(linked);
             let id = UseId::of(entry.user_data);
-            push(&mut queue, &[entry.entry()]);
+            self.push_entries(&[entry.entry()]);
             queued(id);
         }
         Ok(())
@@ -199,6 +200,7 @@ impl Ring {
     /// Leaves an event for [`next_event`](Self::next_event).
     pub(crate) fn keep(&mut self, event: Event) {
         if event.is_told() {
+            self.uring.hold();
             self.events.push_back(event);
         }
     }
@@ -273,13 +275,18 @@ impl Ring {
         self.make_room(1)?;
         let entry = entry.clone().user_data(driver_user_data(self.slots.tag(), kind, value));
         // SAFETY: polls and cancellations name no memory, and `ask` has its caller see to it.
-        unsafe { self.uring.submission().push(&entry) }.map_err(|_| queue_full())
+        self.uring.submission(|queue| unsafe { queue.push(&entry) }).map_err(|_| queue_full())
+    }
+
+    /// Queues requests of the ring's own slots, for which there is room.
+    pub(super) fn push_entries(&mut self, entries: &[Entry]) {
+        self.uring.submission(|queue| push_to(queue, entries));
     }
 
     /// Makes sure that the submission queue takes `count` more.
-    #[inline]
+    #[cold]
     pub(crate) fn make_room(&mut self, count: usize) -> Result<()> {
-        if has_room(&self.uring.submission(), count) { Ok(()) } else { self.drain_queue(count) }
+        if self.uring.has_room(count) { Ok(()) } else { self.drain_queue(count) }
     }
 
     /// Whether the slots have something to send.
@@ -292,7 +299,7 @@ impl Ring {
         while self.slots.free() == 0 && self.slots.is_emptying() {
             self.flush()?;
             if self.slots.free() == 0 {
-                self.enter(1, None)?;
+                self.enter(1)?;
             }
             while let Some(event) = self.next_completion() {
                 self.keep(event);
@@ -302,7 +309,7 @@ impl Ring {
     }
 
     pub(crate) fn queue_capacity(&self) -> usize {
-        self.uring.params().sq_entries() as usize
+        self.uring.uring().params().sq_entries() as usize
     }
 
     #[cold]
@@ -311,11 +318,11 @@ impl Ring {
             return Err(queue_full());
         }
         loop {
-            self.enter(0, None)?;
-            if has_room(&self.uring.submission(), count) {
+            self.enter(0)?;
+            if self.uring.has_room(count) {
                 return Ok(());
             }
-            if !self.uring.params().is_setup_sqpoll() {
+            if !self.uring.uring().params().is_setup_sqpoll() {
                 return Err(queue_full());
             }
             let waited = self.uring.submitter().squeue_wait();
@@ -326,6 +333,13 @@ impl Ring {
     /// Queues what the slots need sent, and lets go of files that nothing names any more.
     #[inline]
     pub(crate) fn flush(&mut self) -> Result<()> {
+        if self.files.any_vacant() || self.slots.has_requests() {
+            return self.flush_all();
+        }
+        Ok(())
+    }
+
+    fn flush_all(&mut self) -> Result<()> {
         self.sweep();
         while self.slots.has_requests() {
             self.make_room(MOST_LINKED)?;
@@ -352,7 +366,7 @@ impl Ring {
             Some(outgoing) => outgoing,
         };
         // SAFETY: as in `push`. The files are those of the first attempt, and still counted.
-        match unsafe { outgoing.push(&mut self.uring.submission()) } {
+        match self.uring.submission(|queue| unsafe { outgoing.push(queue) }) {
             Ok(()) => Ok(None),
             Err(_) => Err(queue_full()),
         }
@@ -384,7 +398,7 @@ impl Ring {
             if left.is_zero() {
                 break;
             }
-            self.enter(1, Some(left))?;
+            self.enter_for(1, left)?;
             self.take_completions();
         }
         Ok(())
@@ -431,7 +445,7 @@ impl Ring {
                     return Ok(result);
                 }
             }
-            self.enter(1, None)?;
+            self.enter(1)?;
             // It may have been among completions that had to be taken early.
             if let Some(result) = self.answered.take() {
                 return Ok(result);
@@ -447,42 +461,63 @@ impl Ring {
         }
     }
 
-    pub(crate) fn enter(&mut self, count: usize, timeout: Option<Duration>) -> Result<()> {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    /// Submits everything, and waits until so many completions are there that have not been taken.
+    pub(crate) fn enter(&mut self, count: usize) -> Result<()> {
+        match self.uring.enter(count) {
+            Ok(_) => Ok(()),
+            Err(error) => self.enter_again(count, &error),
+        }
+    }
+
+    #[cold]
+    fn enter_again(&mut self, count: usize, error: &io::Error) -> Result<()> {
+        let mut count = count.saturating_sub(self.not_entered(error)?);
+        while let Err(error) = self.uring.enter(count) {
+            count = count.saturating_sub(self.not_entered(&error)?);
+        }
+        Ok(())
+    }
+
+    /// The same, but waits no longer than this.
+    pub(crate) fn enter_for(&mut self, count: usize, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
         let mut count = count;
         loop {
-            let entered = match deadline {
-                None => self.uring.submit_and_wait(count),
-                Some(deadline) => {
-                    let left = Timespec::from(deadline.saturating_duration_since(Instant::now()));
-                    let args = SubmitArgs::new().timespec(&left);
-                    self.uring.submitter().submit_with_args(count, &args)
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.uring.enter_for(count, &Timespec::from(left)) {
+                Err(error) if error.raw_os_error() != Some(libc::ETIME) => {
+                    count = count.saturating_sub(self.not_entered(&error)?);
                 }
-            };
-            let Err(error) = entered else { return Ok(()) };
-            match error.raw_os_error() {
-                Some(libc::EINTR) => {}
-                Some(libc::ETIME) if deadline.is_some() => return Ok(()),
-                // Completions wait for room in their queue, or the kernel is short of memory for
-                // requests: take completions, then try again.
-                Some(libc::EBUSY | libc::EAGAIN) => match self.take_completions() {
-                    0 => return Err(Error::io(ErrorKind::Ring, &error, "io_uring_enter")),
-                    taken => count = count.saturating_sub(taken),
-                },
-                Some(libc::EBADR) => {
-                    let what = "the kernel had no memory for completions that their queue had no \
-                                room for, and what they told is lost: take events sooner, or build \
-                                the ring with more entries";
-                    return Err(Error::io(ErrorKind::Ring, &error, what));
-                }
-                _ => return Err(Error::io(ErrorKind::Ring, &error, "io_uring_enter")),
+                _ => return Ok(()),
             }
+        }
+    }
+
+    /// What to do when the kernel refuses: try again, with so many completions fewer to wait for.
+    #[cold]
+    fn not_entered(&mut self, error: &io::Error) -> Result<usize> {
+        match error.raw_os_error() {
+            Some(libc::EINTR) => Ok(0),
+            // Completions wait for room in their queue, or the kernel is short of memory for
+            // requests: take completions, then try again.
+            Some(libc::EBUSY | libc::EAGAIN) => match self.take_completions() {
+                0 => Err(Error::io(ErrorKind::Ring, error, "io_uring_enter")),
+                taken => Ok(taken),
+            },
+            Some(libc::EBADR) => {
+                let what = "the kernel had no memory for completions that their queue had no \
+                            room for, and what they told is lost: take events sooner, or build \
+                            the ring with more entries";
+                Err(Error::io(ErrorKind::Ring, error, what))
+            }
+            _ => Err(Error::io(ErrorKind::Ring, error, "io_uring_enter")),
         }
     }
 
     /// Makes room in the kernel's queue of completions: `next_completion` gives them later. How
     /// many there were.
     pub(super) fn take_completions(&mut self) -> usize {
+        self.uring.hold();
         let before = self.early.len();
         while let Some(event) = self.take_completion() {
             self.early.push_back(event);
@@ -513,7 +548,7 @@ impl Ring {
                 self.keep(event);
             }
             self.flush()?;
-            self.enter(1, None)?;
+            self.enter(1)?;
         }
     }
 
@@ -525,11 +560,34 @@ impl Ring {
     }
 
     /// The next completion that the kernel has left, and what it meant.
+    #[inline]
+    fn take_completion(&mut self) -> Option<Event> {
+        let completion = self.uring.next_completion()?;
+        self.complete(&completion)
+    }
+
+    /// What a completion meant.
     #[inline(always)]
-    pub(super) fn take_completion(&mut self) -> Option<Event> {
-        let completion = self.uring.completion().next()?;
+    pub(super) fn complete(&self, completion: &cqueue::Entry) -> Option<Event> {
         let (user_data, result) = (completion.user_data(), completion.result());
-        self.slots.complete_for(user_data, result, completion.flags(), &*self)
+        if let Some(event) = self.slots.complete_as_asked(user_data, result) {
+            return Some(event);
+        }
+        let mut event = None;
+        self.complete_otherwise(user_data, result, completion.flags(), &mut event);
+        event
+    }
+
+    // What is returned through memory stays there, also where this was not called.
+    #[cold]
+    fn complete_otherwise(
+        &self,
+        user_data: u64,
+        result: i32,
+        flags: u32,
+        event: &mut Option<Event>,
+    ) {
+        *event = self.slots.complete_for(user_data, result, flags, self);
     }
 }
 
@@ -577,33 +635,15 @@ fn elsewhere() -> Error {
     Error::new(ErrorKind::WrongRing, "the lease belongs to another ring")
 }
 
+/// Queues requests of the ring's own slots.
 #[inline(always)]
-fn has_room(queue: &SubmissionQueue<'_>, count: usize) -> bool {
-    queue.capacity() - queue.len() >= count
-}
-
-/// A submission queue that takes so many requests more.
-struct Room<'a, const COUNT: usize>(SubmissionQueue<'a>);
-
-impl<'a, const COUNT: usize> Room<'a, COUNT> {
-    #[inline(always)]
-    fn of(queue: SubmissionQueue<'a>) -> Option<Self> {
-        has_room(&queue, COUNT).then(|| Self(queue))
-    }
-
-    /// Queues requests of the ring's own slots, no more than there is room for.
-    #[inline(always)]
-    fn push(mut self, entries: &[Entry]) {
-        assert!(entries.len() <= COUNT);
-        // SAFETY: `of` has seen it, and nothing has been queued since. So the queue need not look again.
-        unsafe { assert_unchecked(has_room(&self.0, entries.len())) };
-        push(&mut self.0, entries);
-    }
+fn push<const COUNT: usize>(room: Room<'_, COUNT>, entries: &[Entry]) {
+    push_to(room.queue(entries.len()), entries);
 }
 
 /// Queues requests of the ring's own slots, for which there is room.
 #[inline(always)]
-pub(super) fn push(queue: &mut SubmissionQueue<'_>, entries: &[Entry]) {
+fn push_to(queue: &mut SubmissionQueue<'_>, entries: &[Entry]) {
     // SAFETY: the requests are of the slots of the ring that the queue belongs to (`Ring` has no
     // other way here), whose pool is registered with it; their files are attached and stay so until
     // they have completed; `next_event` gives every completion to the slots, and `Drop` keeps them as
@@ -630,8 +670,7 @@ impl Drop for Ring {
         while self.slots.in_flight() > 0 && Instant::now() < deadline {
             // Again and again: a link may have gone on meanwhile to a request that was not there
             // to be cancelled. Two completions: the cancellation's own, and one that it brought.
-            let sent =
-                self.push_own(&all, CANCEL, 0).and_then(|()| self.enter(2, Some(DRAIN / 50)));
+            let sent = self.push_own(&all, CANCEL, 0).and_then(|()| self.enter_for(2, DRAIN / 50));
             while self.next_completion().is_some() {}
             if sent.is_err() {
                 break;
@@ -662,7 +701,7 @@ mod tests {
         let null = ring.attach(&null).expect("room");
         let chain = |ring: &mut Ring| ring.chain_write(&zero, STREAM, 4096, &null, STREAM);
         let (one, two) = (chain(&mut ring).expect("a slot"), chain(&mut ring).expect("a slot"));
-        ring.enter(2, None).expect("both complete");
+        ring.enter(2).expect("both complete");
         assert_eq!((ring.take_completions(), ring.take_completions()), (2, 0));
         assert_eq!(ring.free(), 2);
         // They count as there: this would wait for ever.

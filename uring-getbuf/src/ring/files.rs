@@ -215,7 +215,13 @@ impl Attached {
     /// The file as a source.
     #[inline(always)]
     pub(crate) fn source(&self) -> Source {
-        Source::new(self.target(), self.lent)
+        self.source_in(self.index)
+    }
+
+    /// The same for who has found out in which place it is.
+    #[inline(always)]
+    pub(super) fn source_in(&self, place: u16) -> Source {
+        Source::new(Fixed(u32::from(place)).into(), self.lent)
     }
 
     /// The file as a source that is read into the pool.

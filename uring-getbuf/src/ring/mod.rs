@@ -34,6 +34,7 @@ mod copy_out;
 mod drive;
 mod files;
 mod provide;
+mod queues;
 mod within;
 
 use std::cell::{Cell, RefCell};
@@ -46,7 +47,7 @@ use std::time::Duration;
 
 use io_uring::squeue::Entry;
 use io_uring::types::{CancelBuilder, Fixed};
-use io_uring::{IoUring, Submitter, opcode as ops};
+use io_uring::{Submitter, opcode as ops};
 use static_assertions::assert_not_impl_any;
 
 use crate::chain::{Chain, ChainOutcome};
@@ -60,9 +61,10 @@ use crate::slots::{Event, LeaseId, Slots, Stats, UseId, fetch_user_data};
 
 pub use builder::{Builder, Setup};
 pub(crate) use drive::Use;
-use drive::{CANCEL_FILE, push, queue_full};
+use drive::{CANCEL_FILE, queue_full};
 pub use files::Attached;
 use files::Files;
+use queues::Queues;
 use within::Limits;
 pub use within::Within;
 
@@ -70,7 +72,7 @@ pub use within::Within;
 ///
 /// It belongs to the thread that made it, and so do its leases and attached files.
 pub struct Ring {
-    uring: IoUring,
+    uring: Queues,
     slots: Slots,
     files: Rc<Files>,
     /// Events that came while something else was waited for.
@@ -167,9 +169,11 @@ impl Ring {
     ///
     /// Taking away the ring's buffers or files makes requests fail; it does not put data where it
     /// does not belong.
+    /// What is queued is shown to the kernel first: it goes with whatever submits.
     #[must_use]
-    pub fn submitter(&self) -> Submitter<'_> {
-        self.uring.submitter()
+    pub fn submitter(&mut self) -> Submitter<'_> {
+        self.uring.show();
+        self.uring.uring().submitter()
     }
 
     /// Attaches a file: the kernel holds its own reference, and requests find it without a lookup.
@@ -217,7 +221,7 @@ impl Ring {
     /// calls where the submission queue is full.
     #[inline(always)]
     pub fn fetch(&mut self, source: &Attached, offset: u64, len: u32) -> Result<Lease<Fetched>> {
-        self.fetch_from(source, || source.source(), offset, len)
+        self.fetch_from(source, |place| source.source_in(place), offset, len)
     }
 
     /// As [`fetch`](Self::fetch), but into the pool with every engine. For a sink that cannot take
@@ -233,7 +237,7 @@ impl Ring {
         offset: u64,
         len: u32,
     ) -> Result<Lease<Fetched>> {
-        self.fetch_from(source, || source.copied(), offset, len)
+        self.fetch_from(source, |_| source.copied(), offset, len)
     }
 
     /// Queues a write of a range of the lease to `offset` of `sink` ([`STREAM`](crate::STREAM):
@@ -272,7 +276,8 @@ impl Ring {
         self.make_room(1)?;
         let request = lease.writev(ranges, sink, offset)?.token(place);
         let id = request.id();
-        push(&mut self.uring.submission(), &[request.into_entry()]);
+        let entry = request.into_entry();
+        self.push_entries(&[entry]);
         Ok(id)
     }
 
@@ -454,7 +459,7 @@ impl Ring {
         }
         self.make_room(1)?;
         // SAFETY: the caller's promise.
-        unsafe { self.uring.submission().push(entry) }.map_err(|_| queue_full())
+        self.uring.submission(|queue| unsafe { queue.push(entry) }).map_err(|_| queue_full())
     }
 
     /// Sends what is queued, and lets the kernel process completions that are due. Does not wait.
@@ -464,10 +469,7 @@ impl Ring {
     /// [`Ring`](ErrorKind::Ring) if the kernel refuses.
     pub fn submit(&mut self) -> Result<()> {
         self.flush()?;
-        let queue = self.uring.submission();
-        let idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
-        drop(queue);
-        if idle { Ok(()) } else { self.enter(0, None) }
+        if self.uring.is_idle() { Ok(()) } else { self.enter(0) }
     }
 
     /// Sends what is queued, and waits until at least `count` completions are there. Events that
@@ -478,7 +480,30 @@ impl Ring {
     /// As [`submit`](Self::submit).
     pub fn wait(&mut self, count: usize) -> Result<()> {
         self.flush()?;
-        self.enter(self.missing(count), None)
+        self.enter(self.missing(count))?;
+        self.see_completions();
+        Ok(())
+    }
+
+    /// Sends what is queued, and waits for a completion if none is there then.
+    ///
+    /// It costs less than [`wait`](Self::wait) where requests are served while they are sent, as from
+    /// the page cache to a file that takes everything at once: the kernel makes no preparations to
+    /// wait. Where nothing is there it costs a second system call.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
+    pub fn submit_or_wait(&mut self) -> Result<()> {
+        self.flush()?;
+        if self.uring.has_news() {
+            self.enter(0)?;
+        }
+        if !self.see_completions() {
+            self.enter(1)?;
+            self.see_completions();
+        }
+        Ok(())
     }
 
     /// As [`wait`](Self::wait), but no longer than `timeout`. Whether completions are there is told
@@ -489,7 +514,9 @@ impl Ring {
     /// As [`submit`](Self::submit).
     pub fn wait_timeout(&mut self, count: usize, timeout: Duration) -> Result<()> {
         self.flush()?;
-        self.enter(self.missing(count), Some(timeout))
+        self.enter_for(self.missing(count), timeout)?;
+        self.see_completions();
+        Ok(())
     }
 
     /// How many completions the kernel has to bring until `count` are there.
@@ -501,18 +528,36 @@ impl Ring {
     // As the `next` of an iterator: the event need not go through memory then.
     #[inline(always)]
     pub fn next_event(&mut self) -> Option<Event> {
-        if self.events.len() | self.early.len() != 0 {
-            let mut event = None;
-            self.next_kept(&mut event);
-            return event;
+        if let Some(completion) = self.uring.next_ready() {
+            return self.complete(&completion);
         }
-        self.take_completion()
+        if !self.has_more() {
+            return None;
+        }
+        let mut event = None;
+        self.next_unseen(&mut event);
+        event
     }
 
     // What is returned through memory stays there, also where this was not called.
     #[cold]
-    fn next_kept(&mut self, event: &mut Option<Event>) {
-        *event = self.events.pop_front().or_else(|| self.early.pop_front());
+    fn next_unseen(&mut self, event: &mut Option<Event>) {
+        *event = match self.uring.next_ready() {
+            Some(completion) => self.complete(&completion),
+            None => self.events.pop_front().or_else(|| self.early.pop_front()),
+        };
+    }
+
+    #[inline(never)]
+    fn has_more(&mut self) -> bool {
+        self.see_completions()
+    }
+
+    /// Has the completions that are there told next, unless events come before them. Whether there is
+    /// one or the other.
+    #[inline(always)]
+    fn see_completions(&mut self) -> bool {
+        self.events.len() | self.early.len() != 0 || self.uring.see()
     }
 
     /// Waits until a fetch is done, whatever came of it: [`Lease::installed`] tells.
@@ -626,13 +671,13 @@ impl Ring {
 
 impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.uring.as_fd()
+        self.uring.uring().as_fd()
     }
 }
 
 impl AsRawFd for Ring {
     fn as_raw_fd(&self) -> RawFd {
-        self.uring.as_raw_fd()
+        self.uring.uring().as_raw_fd()
     }
 }
 

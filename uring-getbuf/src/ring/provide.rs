@@ -23,7 +23,7 @@ impl Ring {
     pub fn register_region(&mut self, region: &Region) -> Result<()> {
         self.clear_vacated()?;
         let submitter = self.uring.submitter();
-        self.slots.add_region(region, |entry, base, len| register(&submitter, entry, base, len))
+        self.slots.add_region(region, |entry, base, len| register(submitter, entry, base, len))
     }
 
     /// Asks a provider for up to `len` bytes at `offset` of it. The lease can be used at once.
@@ -72,7 +72,7 @@ impl Ring {
         self.clear_vacated()?;
         let submitter = self.uring.submitter();
         self.slots.fetch_provided(provider, offset, len, nowait, |entry, base, len| {
-            register(&submitter, entry, base, len)
+            register(submitter, entry, base, len)
         })
     }
 

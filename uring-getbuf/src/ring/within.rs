@@ -9,7 +9,7 @@ use io_uring::opcode::LinkTimeout;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::Timespec;
 
-use super::drive::{TIMEOUT, push};
+use super::drive::TIMEOUT;
 use super::files::Names;
 use super::{Attached, Ring};
 use crate::consume::{Consumer, SendFlags};
@@ -96,8 +96,7 @@ impl Ring {
     /// and they become visible together.
     pub(super) fn push_limited(&mut self, entry: Entry, limit: Duration) {
         let timeout = self.timeout(limit);
-        let mut queue = self.uring.submission();
-        push(&mut queue, &[entry.flags(Flags::IO_LINK), timeout]);
+        self.push_entries(&[entry.flags(Flags::IO_LINK), timeout]);
     }
 }
 

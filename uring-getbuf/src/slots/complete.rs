@@ -159,13 +159,18 @@ impl Slot {
         self.finish();
         let mut result = Errno::check(result).map(|len| len.min(self.len.get()));
         match &mut result {
-            Ok(len) => self.len.set(*len),
+            Ok(len) => {
+                self.len.set(*len);
+                if *len == 0 {
+                    self.mark(state::EMPTY);
+                }
+            }
             Err(errno) => {
                 if self.is(state::ALONE) && *errno == Errno::NOTSUPP {
                     *errno = Errno::CANCELED;
                 }
                 self.len.set(errno.raw() as u32);
-                self.mark(state::FAILED);
+                self.mark(state::EMPTY);
             }
         }
         self.filled(self.lending(), result);

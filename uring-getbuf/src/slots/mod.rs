@@ -281,6 +281,13 @@ impl Slots {
         self.table.complete(user_data, result, flags, driver)
     }
 
+    /// The same for what was awaited and has gone as asked. `None`: nothing has happened, and it is for
+    /// [`complete_for`](Self::complete_for).
+    #[inline(always)]
+    pub(crate) fn complete_as_asked(&self, user_data: u64, result: i32) -> Option<Event> {
+        self.table.named(user_data)?.as_asked(user_data, result)
+    }
+
     /// Reserves a slot and pushes a whole chain. `push` is given two or three requests.
     #[inline(always)]
     pub(crate) fn start_chain(

@@ -30,8 +30,8 @@ pub(super) mod state {
     pub(in crate::slots) const CHAINED: u32 = 1 << 6;
     /// A release is in flight, which is one of the requests.
     pub(in crate::slots) const RELEASING: u32 = 1 << 7;
-    /// The fetch has failed.
-    pub(in crate::slots) const FAILED: u32 = 1 << 8;
+    /// The fetch has brought nothing.
+    pub(in crate::slots) const EMPTY: u32 = 1 << 8;
     /// Where the lender refuses, the pool is not asked: the fetch is being cancelled.
     pub(in crate::slots) const ALONE: u32 = 1 << 9;
     /// The kernel still holds the buffer of a lease that is over, to be replaced by the next one.
@@ -47,7 +47,7 @@ pub(super) mod state {
     pub(in crate::slots) const REQUEST: u32 = 1 << REQUESTS;
     pub(in crate::slots) const REQUESTS: u32 = 17;
     /// What keeps it from being free.
-    pub(in crate::slots) const TIES: u32 = !(FAILED | ALONE | LEFT | FREE | AWAITED);
+    pub(in crate::slots) const TIES: u32 = !(EMPTY | ALONE | LEFT | FREE | AWAITED);
     /// Something fills it.
     pub(in crate::slots) const FILLING: u32 = FETCHING | CHAINED;
 }
@@ -59,7 +59,8 @@ pub(crate) struct Slot {
     /// If [so marked](state::AWAITED), the one completion that says that the last use has ended, or
     /// that a fetch, a chain or a release may have gone as asked.
     awaited: Cell<u64>,
-    /// Bytes asked for, then bytes there; of a fetch that has failed, the error.
+    /// Bytes asked for, then bytes there. Where there are [none](state::EMPTY), the error; 0 at the end of
+    /// a file.
     pub(super) len: Cell<u32>,
     /// What the driver wants to know when the fetch or the chain has ended.
     pub(super) note: Cell<u32>,

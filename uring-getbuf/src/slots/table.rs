@@ -2,6 +2,7 @@
 //! The table: which slots are free, what has to be sent, and to which slot a completion goes.
 
 use std::cell::Cell;
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::{fmt, io};
@@ -237,6 +238,35 @@ impl Core {
         if io_uring::cqueue::notif(flags) { Event::Pending } else { self.stale() }
     }
 
+    /// Takes a slot, which is the first free one.
+    #[inline(always)]
+    pub(super) fn take(&self, slot: &Slot, len: u32) {
+        self.free.set(slot.next.get());
+        self.taken.set(self.taken.get() + 1);
+        slot.begin_life();
+        slot.len.set(len);
+    }
+
+    /// Decides who serves a slot at first: who lends this source, if anybody does. `ties` are the
+    /// slot's from here on.
+    #[inline(always)]
+    fn serve(&self, slot: &Slot, source: impl Fn() -> Source, ties: u32) -> Option<&Lending> {
+        let Some(lending) = &self.lending else {
+            slot.state.set(ties);
+            return None;
+        };
+        let left = slot.state.get() & state::LEFT;
+        if source().lent_by(lending.lender).is_none() && self.pool.is_some() {
+            self.fallbacks.set(self.fallbacks.get() + 1);
+            slot.state.set(ties | left);
+            slot.fill_from_pool();
+            return None;
+        }
+        slot.state.set(ties | left | state::LENT);
+        lending.fill(slot);
+        Some(lending)
+    }
+
     /// Puts a slot into the outbox.
     pub(super) fn enqueue(&self, slot: &Slot) {
         let (index, (first, last)) = (slot.index, self.outbox.get());
@@ -330,8 +360,9 @@ impl Table {
         offset: u64,
         len: u32,
     ) -> Result<(Rc<Slot>, &Slot, Sqe)> {
-        let (held, slot) = self.hold(len)?;
-        let lending = self.serve(slot, || source, FETCH);
+        let core = &**self.core();
+        let (held, slot) = self.hold(core, len)?;
+        let lending = core.serve(slot, || source, FETCH);
         if lending.is_some() {
             slot.source.set((source, offset));
         }
@@ -347,17 +378,20 @@ impl Table {
         note: u32,
         push: impl FnOnce(Sqe),
     ) -> Result<Rc<Slot>> {
-        let (held, slot) = self.hold(len)?;
+        let core = &**self.core();
+        let (held, slot) = self.hold(core, len)?;
+        // Nothing below panics, and is not to be cleaned up after as if it could.
+        let held = ManuallyDrop::new(held);
         slot.note.set(note);
         // Straight code for each of the two, which looks only at what it needs of the source.
-        match self.serve(slot, &source, FETCH) {
+        match core.serve(slot, &source, FETCH) {
             None => push(self.fetch_request(slot, None, (source(), offset, len))),
             lending => {
                 slot.source.set((source(), offset));
                 push(self.fetch_request(slot, lending, (source(), offset, len)));
             }
         }
-        Ok(held)
+        Ok(ManuallyDrop::into_inner(held))
     }
 
     /// Reserves a slot for a chain, whose requests are still to be made.
@@ -416,61 +450,39 @@ impl Table {
 
     /// A free slot for so many bytes.
     #[inline(always)]
-    fn next_free(&self, len: u32) -> Result<&Rc<Slot>> {
-        let index = self.free.get();
+    fn next_free(&self, core: &Core, len: u32) -> Result<&Rc<Slot>> {
+        let index = core.free.get();
         // The end of the list is no slot.
-        let Some(slot) = self.slots.get(usize::from(index)) else { return Err(self.refusal(len)) };
-        if len.wrapping_sub(1) >= self.max_fetch {
-            return Err(self.refusal(len));
+        let Some(slot) = self.slots.get(usize::from(index)) else { return Err(self.refused(len)) };
+        if len.wrapping_sub(1) >= core.max_fetch {
+            return Err(self.refused(len));
         }
         Ok(slot)
+    }
+
+    // Finds the core by itself, so that nobody else has to.
+    #[cold]
+    fn refused(&self, len: u32) -> Error {
+        self.refusal(len)
     }
 
     /// Takes it.
     #[inline(always)]
     fn reserve(&self, len: u32) -> Result<&Slot> {
-        let slot = self.next_free(len)?;
-        self.take(slot, len);
+        let core = &**self.core();
+        let slot = self.next_free(core, len)?;
+        core.take(slot, len);
         Ok(slot)
     }
 
     /// The same for a lease.
     // Cloned before anything is written: then it need not be looked up again.
     #[inline(always)]
-    fn hold(&self, len: u32) -> Result<(Rc<Slot>, &Slot)> {
-        let slot = self.next_free(len)?;
+    fn hold(&self, core: &Core, len: u32) -> Result<(Rc<Slot>, &Slot)> {
+        let slot = self.next_free(core, len)?;
         let held = Rc::clone(slot);
-        self.take(slot, len);
+        core.take(slot, len);
         Ok((held, slot))
-    }
-
-    /// Takes a slot, which is the first free one.
-    #[inline(always)]
-    pub(super) fn take(&self, slot: &Slot, len: u32) {
-        self.free.set(slot.next.get());
-        self.taken.set(self.taken.get() + 1);
-        slot.begin_life();
-        slot.len.set(len);
-    }
-
-    /// Decides who serves a slot at first: who lends this source, if anybody does. `ties` are the
-    /// slot's from here on.
-    #[inline(always)]
-    fn serve(&self, slot: &Slot, source: impl Fn() -> Source, ties: u32) -> Option<&Lending> {
-        let Some(lending) = &self.lending else {
-            slot.state.set(ties);
-            return None;
-        };
-        let left = slot.state.get() & state::LEFT;
-        if source().lent_by(lending.lender).is_none() && self.pool.is_some() {
-            self.fallbacks.set(self.fallbacks.get() + 1);
-            slot.state.set(ties | left);
-            slot.fill_from_pool();
-            return None;
-        }
-        slot.state.set(ties | left | state::LENT);
-        lending.fill(slot);
-        Some(lending)
     }
 
     #[inline(always)]
@@ -591,6 +603,12 @@ impl Table {
         *event = self.unknown(user_data, result, flags, driver);
     }
 
+    /// The slot that a `user_data` names, in whatever life.
+    #[inline(always)]
+    pub(super) fn named(&self, user_data: u64) -> Option<&Slot> {
+        self.slots.get(usize::from(UseId::of(user_data).lease().slot())).map(|slot| &**slot)
+    }
+
     /// Says what a completion meant, and tells what it ends. `None`: it is not ours.
     #[inline(always)]
     pub(super) fn complete(
@@ -600,7 +618,7 @@ impl Table {
         flags: u32,
         driver: &impl Driver,
     ) -> Option<Event> {
-        match self.slots.get(usize::from(UseId::of(user_data).lease().slot())) {
+        match self.named(user_data) {
             Some(slot) => slot.told(user_data, result, flags, driver),
             None => {
                 let mut event = None;

@@ -19,18 +19,19 @@ impl Slot {
         }
     }
 
-    /// What the fetch came to; `None` while it runs.
+    /// Whether the fetch has brought something.
     #[inline(always)]
-    pub(crate) fn fetch_result(&self) -> Option<Result<u32, Errno>> {
-        if self.is(state::FETCHING | state::FAILED) {
-            return self.fetch_failed();
-        }
-        Some(Ok(self.len.get()))
+    pub(crate) fn is_filled(&self) -> bool {
+        !self.is(state::FETCHING | state::EMPTY)
     }
 
-    #[cold]
-    fn fetch_failed(&self) -> Option<Result<u32, Errno>> {
-        self.is(state::FAILED).then(|| Err(Errno::new(self.len.get() as i32)))
+    /// What the fetch came to; `None` while it runs.
+    pub(crate) fn fetch_result(&self) -> Option<Result<u32, Errno>> {
+        if self.is(state::FETCHING) {
+            return None;
+        }
+        let len = self.len.get();
+        Some(if self.is(state::EMPTY) && len != 0 { Err(Errno::new(len as i32)) } else { Ok(len) })
     }
 
     #[inline(always)]

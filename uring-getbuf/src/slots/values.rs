@@ -17,7 +17,6 @@ use std::{fmt, io};
 use io_uring::squeue::Entry;
 
 use super::event::Event;
-use super::ident::UseId;
 use super::slot::{Slot, state};
 use super::table::{CHAIN, FETCH, Lending, ReadyChain, Table};
 use crate::chain::Chain;
@@ -355,7 +354,7 @@ impl<'a> Values<'a> {
     /// The value names none.
     #[inline(always)]
     pub fn installed(self, value: u64) -> Result<Found<'a>, Miss> {
-        let of = state::HELD | state::FETCHING | state::FAILED;
+        let of = state::HELD | state::FETCHING | state::EMPTY;
         match self.slot(value) {
             Some(slot) if slot.state.get() & of == state::HELD => Ok(Found(slot)),
             _ => Err(self.miss(value)),
@@ -441,7 +440,7 @@ impl<'a> Values<'a> {
         result: i32,
         tell: impl Fn(Event) -> T,
     ) -> Option<(T, u64, *mut c_void)> {
-        let slot = self.0.slots.get(usize::from(UseId::of(user_data).lease().slot()))?;
+        let slot = self.0.named(user_data)?;
         let told = slot.as_asked(user_data, result).map(tell)?;
         Some((told, slot.value.get(), slot.data.get()))
     }
