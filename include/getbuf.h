@@ -365,6 +365,23 @@ int getbuf_chain_batch(struct getbuf *getbuf,
                        struct getbuf_lease *leases);
 
 /**
+ * Fills count SQEs with as many writes, each of the same bytes of one of count leases and as
+ * getbuf_write() has it: that of the first lease to offset of sink, each of the others where the one
+ * before it ends (GETBUF_STREAM: where the sink stands). 0, or the error of the first that could not
+ * be made; its SQE is made a no-op, and the others are.
+ *
+ * Errors as getbuf_write(). Where NULL is among the SQEs or count is 0: -EINVAL, and none is made.
+ */
+int getbuf_write_batch(struct getbuf *getbuf,
+                       struct io_uring_sqe *const *sqes,
+                       uint32_t count,
+                       const struct getbuf_lease *leases,
+                       uint32_t start,
+                       uint32_t len,
+                       const struct getbuf_file *sink,
+                       uint64_t offset);
+
+/**
  * getbuf_release() for count leases. 0, or the error of the first that could not be released; the
  * others are.
  */

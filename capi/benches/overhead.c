@@ -76,7 +76,7 @@ static void wait_for_one(int kind, struct getbuf_lease *lease)
 }
 
 /* So many events of a kind, and whatever else is there. */
-static void wait_for(unsigned count, int kind, struct getbuf_lease *leases)
+static inline void wait_for(unsigned count, int kind, struct getbuf_lease *leases)
 {
 	struct io_uring_cqe *cqes[BATCH];
 	struct getbuf_event events[BATCH];
@@ -103,15 +103,14 @@ static void steps(unsigned depth)
 {
 	struct io_uring_sqe *sqes[DEPTH_MAX];
 	struct getbuf_lease leases[DEPTH_MAX];
-	unsigned i;
 
 	need(getbuf_get_sqes(&ring, sqes, depth), "getbuf_get_sqes");
 	need(getbuf_fetch_batch(slots, sqes, depth, &src, 0, BLOCK, NULL, leases),
 	     "getbuf_fetch_batch");
 	wait_for(depth, GETBUF_EVENT_FETCHED, leases);
 	need(getbuf_get_sqes(&ring, sqes, depth), "getbuf_get_sqes");
-	for (i = 0; i < depth; i++)
-		need(getbuf_write(slots, sqes[i], leases[i], 0, BLOCK, &dst, 0), "getbuf_write");
+	need(getbuf_write_batch(slots, sqes, depth, leases, 0, BLOCK, &dst, 0),
+	     "getbuf_write_batch");
 	wait_for(depth, GETBUF_EVENT_USED, NULL);
 	need(getbuf_release_batch(slots, leases, depth), "getbuf_release_batch");
 	send_pending();
@@ -190,6 +189,7 @@ int main(int argc, char **argv)
 	need(io_uring_queue_init(4 * DEPTH_MAX, &ring,
 				 IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN |
 				 IORING_SETUP_TASKRUN_FLAG), "io_uring_queue_init");
+	need(io_uring_register_ring_fd(&ring), "io_uring_register_ring_fd");
 	need(io_uring_register_files(&ring, files, 2), "io_uring_register_files");
 	memset(&params, 0, sizeof(params));
 	params.size = sizeof(params);

@@ -2,14 +2,17 @@
 //! Several requests of a kind at once: what they have in common is looked at once.
 
 use std::ffi::{c_int, c_void};
+use std::ptr::NonNull;
 use std::slice;
 
+use io_uring::squeue::Entry;
 use uring_getbuf::chain::Chain;
 use uring_getbuf::consume::Consumer;
 
 use crate::abi::{
     GETBUF_CHAIN_MAX, GETBUF_STREAM, getbuf_chain, getbuf_file, getbuf_lease, io_uring_sqe,
 };
+use crate::errors::Outcome;
 use crate::fetch::{self, plain, plain_pair, refuse_all, slots};
 use crate::slots::getbuf;
 use crate::sqe::Sqes;
@@ -45,10 +48,11 @@ pub unsafe extern "C" fn getbuf_fetch_batch(
     // SAFETY: the caller's promise.
     let requests = unsafe { Sqes::any(sqes, count) };
     // SAFETY: the caller's promise.
-    if let Err(errno) = unsafe { room(getbuf, requests, count, 1, leases) } {
+    let sqes = match unsafe { room(getbuf, requests, count, 1, leases) } {
+        Ok(sqes) => sqes,
         // SAFETY: the caller's promise.
-        return unsafe { refuse_all(getbuf, requests, errno) };
-    }
+        Err(errno) => return unsafe { refuse_all(getbuf, requests, errno) },
+    };
     let (mut at, step, mut done) = (offset, step(offset, len), 0);
     // SAFETY: the caller's promise.
     if let (Some(slots), Some(file)) = (unsafe { slots(getbuf) }, unsafe { plain(source) }) {
@@ -58,14 +62,14 @@ pub unsafe extern "C" fn getbuf_fetch_batch(
             unsafe { (*lease).id = value };
             lease = lease.wrapping_add(1);
         };
-        let (sqes, first) = (requests.entries(), (file, at, len));
+        let first = (file, at, len);
         // SAFETY: the caller's promise.
         let count = unsafe { slots.fetches_plainly(sqes, first, step, data, started) };
         at = at.wrapping_add(step.wrapping_mul(count));
         done = count as usize;
     }
     // What is not usual.
-    for sqe in requests.behind(done).entries().iter().flatten() {
+    for sqe in &sqes[done..] {
         let (sqe, lease) = (sqe.as_ptr().cast(), leases.wrapping_add(done));
         // SAFETY: the caller's promise.
         let refused = unsafe { fetch::fetch(getbuf, sqe, source, at, len, data, lease) };
@@ -107,10 +111,11 @@ pub unsafe extern "C" fn getbuf_chain_batch(
         Ok(of_one) => unsafe { room(getbuf, requests, count, of_one, leases) },
         Err(_) => Err(-of_one),
     };
-    if let Err(errno) = room {
+    let sqes = match room {
+        Ok(sqes) => sqes,
         // SAFETY: the caller's promise.
-        return unsafe { refuse_all(getbuf, requests, errno) };
-    }
+        Err(errno) => return unsafe { refuse_all(getbuf, requests, errno) },
+    };
     // SAFETY: `getbuf_chain_len` has found that it can be read, and its sizes sensible.
     let first = match unsafe { fetch::described(what, |what| Ok(*what)) } {
         Ok(first) => first,
@@ -134,14 +139,14 @@ pub unsafe extern "C" fn getbuf_chain_batch(
             unsafe { (*lease).id = value };
             lease = lease.wrapping_add(1);
         };
-        let chains = (requests.entries(), of_one);
+        let chains = (sqes, of_one);
         // SAFETY: the caller's promise.
         let count = unsafe { slots.chains_plainly(chains, (source, len), wanted, data, started) };
         (at, to) = (at.wrapping_add(steps.0 * count), to.wrapping_add(steps.1 * count));
         done = count as usize;
     }
     // What is not usual.
-    for some in requests.behind(done * of_one).entries().chunks_exact(of_one) {
+    for some in sqes[done * of_one..].chunks_exact(of_one) {
         let one = getbuf_chain { offset: at, sink_offset: to, size: CHAIN, ..first };
         let (some, lease) = (some.as_ptr().cast(), leases.wrapping_add(done));
         // SAFETY: the caller's promise.
@@ -159,25 +164,83 @@ pub unsafe extern "C" fn getbuf_chain_batch(
 const CHAIN: u32 = size_of::<getbuf_chain>() as u32;
 const _: () = assert!(GETBUF_CHAIN_MAX > 0);
 
-/// That there is an SQE for each request, and a slot and room for a lease for each `of_one` of them.
+/// The SQEs, if there is one for each request, and a slot and room for a lease for each `of_one` of them.
 ///
 /// # Safety
 ///
 /// `getbuf` is null or live.
-unsafe fn room(
+unsafe fn room<'a>(
     getbuf: *const getbuf,
-    sqes: Sqes<'_>,
+    sqes: Sqes<'a>,
     count: u32,
     of_one: u32,
     leases: *const getbuf_lease,
-) -> Result<(), c_int> {
+) -> Outcome<&'a [NonNull<Entry>]> {
     // SAFETY: the caller's promise.
     let getbuf = unsafe { getbuf.as_ref() }.ok_or(libc::EINVAL)?;
-    sqes.check(count as usize)?;
+    let sqes = sqes.all(count as usize)?;
     if leases.is_null() || count == 0 || !count.is_multiple_of(of_one) {
         return Err(libc::EINVAL);
     }
-    if ((count / of_one) as usize) > getbuf.slots.free() { Err(libc::ENOBUFS) } else { Ok(()) }
+    if ((count / of_one) as usize) > getbuf.slots.free() { Err(libc::ENOBUFS) } else { Ok(sqes) }
+}
+
+/// Fills count SQEs with as many writes, each of the same bytes of one of count leases and as
+/// getbuf_write() has it: that of the first lease to offset of sink, each of the others where the one
+/// before it ends (GETBUF_STREAM: where the sink stands). 0, or the error of the first that could not
+/// be made; its SQE is made a no-op, and the others are.
+///
+/// Errors as getbuf_write(). Where NULL is among the SQEs or count is 0: -EINVAL, and none is made.
+///
+/// # Safety
+///
+/// `getbuf` is null or live; `sqes` is null or has `count` elements, each null or writable; `leases`
+/// is null or has `count` elements; `sink` is null or can be read.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getbuf_write_batch(
+    getbuf: *mut getbuf,
+    sqes: *const *mut io_uring_sqe,
+    count: u32,
+    leases: *const getbuf_lease,
+    start: u32,
+    len: u32,
+    sink: *const getbuf_file,
+    offset: u64,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let requests = unsafe { Sqes::any(sqes, count) };
+    let sqes = match requests.all(count as usize) {
+        Ok(sqes) if !leases.is_null() && count != 0 => sqes,
+        // SAFETY: the caller's promise.
+        _ => return unsafe { refuse_all(getbuf, requests, libc::EINVAL) },
+    };
+    // SAFETY: the caller's promise.
+    let leases = unsafe { slice::from_raw_parts(leases, count as usize) };
+    // SAFETY: the caller's promise.
+    let usual = (unsafe { slots(getbuf) }).zip(unsafe { plain(sink) });
+    let (step, mut done, mut first) = (step(offset, len), 0, 0);
+    while done < leases.len() {
+        let at = offset.wrapping_add(step.wrapping_mul(done as u64));
+        if let Some((slots, file)) = usual {
+            let some = (&sqes[done..], leases[done..].iter().map(|lease| lease.id));
+            // SAFETY: `plain` has read it.
+            let token = unsafe { (*sink).token };
+            // SAFETY: the caller's promise.
+            let count =
+                unsafe { slots.writes_plainly(some, (start, len), (file, at), step, token) };
+            if count > 0 {
+                done += count;
+                continue;
+            }
+        }
+        // What is not usual.
+        let (sqe, lease) = (sqes[done].as_ptr().cast(), leases[done]);
+        // SAFETY: the caller's promise.
+        let refused = unsafe { fetch::write(getbuf, sqe, lease, start, len, sink, at) };
+        first = if first == 0 { refused } else { first };
+        done += 1;
+    }
+    first
 }
 
 /// getbuf_release() for count leases. 0, or the error of the first that could not be released; the

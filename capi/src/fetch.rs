@@ -304,7 +304,7 @@ pub unsafe extern "C" fn getbuf_write(
 ///
 /// As [`getbuf_write`].
 #[inline(never)]
-unsafe fn write(
+pub(crate) unsafe fn write(
     getbuf: *mut getbuf,
     sqe: *mut io_uring_sqe,
     lease: getbuf_lease,

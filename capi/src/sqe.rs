@@ -99,10 +99,19 @@ impl<'a> Sqes<'a> {
 
     /// That there is one for each of `count` requests.
     pub(crate) fn check(&self, count: usize) -> Outcome {
+        self.all(count).map(drop)
+    }
+
+    /// All of them, if there is one for each of `count` requests.
+    #[inline]
+    pub(crate) fn all(&self, count: usize) -> Outcome<&'a [NonNull<Entry>]> {
         // Without a branch for each.
         let null = self.0.iter().fold(false, |null, sqe| null | sqe.is_none());
-        let enough = self.0.len() == count && !null;
-        if enough { Ok(()) } else { Err(libc::EINVAL) }
+        if self.0.len() != count || null {
+            return Err(libc::EINVAL);
+        }
+        // SAFETY: none is null, and what is not null is the same in both.
+        Ok(unsafe { slice::from_raw_parts(self.0.as_ptr().cast(), count) })
     }
 
     /// Fills them.

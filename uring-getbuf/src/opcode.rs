@@ -123,6 +123,12 @@ impl Sqe {
         self
     }
 
+    /// The same of other bytes of a registered buffer, from or to another offset.
+    #[inline(always)]
+    pub(crate) fn with(self, addr: u64, index: u16, off: u64) -> Self {
+        Self { addr, off, ..self }.buffer(index)
+    }
+
     /// Adds flags.
     #[inline(always)]
     pub(crate) fn flags(mut self, flags: Flags) -> Self {

@@ -178,6 +178,7 @@ static void by_batch(void)
 	struct getbuf_chain chain;
 	uint64_t next = 0, written = 0, of_one;
 	unsigned waiting, foreign = 0;
+	struct getbuf_lease over = { 0 };
 
 	memset(events, 0x5a, sizeof(events));
 	events[0].size = sizeof(*events);
@@ -191,7 +192,7 @@ static void by_batch(void)
 		uint64_t left = next < stepped ? stepped - next : all - next;
 		unsigned count = left < SLOTS ? (unsigned)left : SLOTS;
 		const int steps = next < stepped;
-		unsigned taken = steps ? count : count * (unsigned)of_one, i;
+		unsigned taken = steps ? count : count * (unsigned)of_one, i, fetched = 0;
 
 		CHECK_IS(getbuf_get_sqes(&ring, sqes, 65), -EAGAIN);
 		CHECK_IS(getbuf_get_sqes(&ring, sqes, taken + 1), 0);
@@ -231,8 +232,7 @@ static void by_batch(void)
 					while (leases[at].id != events[i].lease.id)
 						CHECK(++at < count);
 					CHECK_IS(events[i].res, BLOCK);
-					CHECK_IS(getbuf_write(slots, get_sqe(&ring), leases[at], 0,
-							      BLOCK, &dst, (next + at) * BLOCK), 0);
+					fetched++;
 					waiting--;
 					break;
 				}
@@ -251,7 +251,23 @@ static void by_batch(void)
 			}
 			CHECK_IS(others, 0);
 			io_uring_cq_advance(&ring, seen);
+			if (fetched == count) {
+				/* the first beside a lease that is over, which stops nothing */
+				struct getbuf_lease pair[2] = { over, leases[0] };
+
+				fetched = 0;
+				CHECK_IS(getbuf_get_sqes(&ring, sqes, 2), 0);
+				CHECK_IS(getbuf_write_batch(slots, sqes, 2, pair, 0, BLOCK, &dst,
+							    (next - 1) * BLOCK),
+					 over.id ? -ENOENT : -EINVAL);
+				if (count == 1)
+					continue;
+				CHECK_IS(getbuf_get_sqes(&ring, sqes, count - 1), 0);
+				CHECK_IS(getbuf_write_batch(slots, sqes, count - 1, leases + 1, 0,
+							    BLOCK, &dst, (next + 1) * BLOCK), 0);
+			}
 		}
+		over = leases[0];
 		if (steps) {
 			CHECK_IS(getbuf_release_batch(slots, leases, count), 0);
 			CHECK_IS(getbuf_release_batch(slots, leases, count), -ENOENT);

@@ -194,6 +194,22 @@ static char byte;
 	X(getbuf_fetch_batch(g, sqes, 2, &file, 0, BLOCK, NULL, NULL), -EINVAL)     \
 	X(getbuf_fetch_batch(g, sqes, 1, &bad_fd, 0, BLOCK, NULL, two), -EBADF)     \
 	X(getbuf_fetch_batch(g, sqes, 3, &file, 0, BLOCK, NULL, two), -ENOBUFS)     \
+	X(getbuf_write_batch(NULL, sqes, 1, &ready, 0, 1, &file, 0), -EINVAL)       \
+	X(getbuf_write_batch(g, NULL, 1, &ready, 0, 1, &file, 0), -EINVAL)          \
+	X(getbuf_write_batch(g, holed, 2, two, 0, 1, &file, 0), -EINVAL)            \
+	X(getbuf_write_batch(g, sqes, 0, &ready, 0, 1, &file, 0), -EINVAL)          \
+	X(getbuf_write_batch(g, sqes, 1, NULL, 0, 1, &file, 0), -EINVAL)            \
+	X(getbuf_write_batch(g, sqes, 1, &ready, 0, 1, NULL, 0), -EINVAL)           \
+	X(getbuf_write_batch(g, sqes, 1, &ready, 0, 1, &bad_fd, 0), -EBADF)         \
+	X(getbuf_write_batch(g, sqes, 1, &ready, 0, 1, &bad_flags, 0), -EINVAL)     \
+	X(getbuf_write_batch(g, sqes, 1, &ready, 0, 0, &file, 0), -ERANGE)          \
+	X(getbuf_write_batch(g, sqes, 1, &ready, 0, BLOCK + 1, &file, 0), -ERANGE)  \
+	X(getbuf_write_batch(g, sqes, 1, &ready, UINT32_MAX, 1, &file, 0), -ERANGE) \
+	X(getbuf_write_batch(g, sqes, 1, &none, 0, 1, &file, 0), -EINVAL)           \
+	X(getbuf_write_batch(g, sqes, 1, &pending, 0, 1, &file, 0), -EBUSY)         \
+	X(getbuf_write_batch(g, sqes, 1, &stale, 0, 1, &file, 0), -ENOENT)          \
+	X(getbuf_write_batch(g, sqes, 1, &foreign, 0, 1, &file, 0), -EXDEV)         \
+	X(getbuf_write_batch(g, sqes, 1, &chained, 0, 1, &file, 0), -EINVAL)        \
 	X(getbuf_release_batch(NULL, two, 2), -EINVAL)                              \
 	X(getbuf_release_batch(g, NULL, 2), -EINVAL)                                \
 	X(getbuf_release_batch(g, two, 0), 0)                                       \

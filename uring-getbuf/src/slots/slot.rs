@@ -127,6 +127,12 @@ impl Slot {
         &self.core
     }
 
+    /// What names the lease in a `user_data`.
+    #[inline(always)]
+    pub(super) fn lease_bits(&self) -> u64 {
+        self.name.get() & user_data::LEASE
+    }
+
     /// The `user_data` of a request.
     #[inline(always)]
     pub(super) fn user_data(&self, kind: Kind) -> u64 {

@@ -142,8 +142,7 @@ impl Slot {
             self.keep_use(UseId::of(user_data));
             self.begin();
         } else {
-            self.state.set(self.state.get() + (state::REQUEST + state::AWAITED));
-            self.expect(user_data);
+            self.await_use(user_data);
         }
         Ok(self.consumer_request(piece, consumer).user_data(user_data))
     }
@@ -154,6 +153,20 @@ impl Slot {
     fn use_crowded(&self, start: u32, len: u32, piece: &mut Piece) -> Result<u32> {
         *piece = self.piece(start, len);
         self.free_use().ok_or_else(too_many_uses)
+    }
+
+    /// Begins a use of a lease that has none, with one completion; its name.
+    #[inline(always)]
+    pub(super) fn begin_only_use(&self, token: u16) -> u64 {
+        let user_data = self.use_name(self.next_use(), token);
+        self.await_use(user_data);
+        user_data
+    }
+
+    #[inline(always)]
+    fn await_use(&self, user_data: u64) {
+        self.state.set(self.state.get() + (state::REQUEST + state::AWAITED));
+        self.expect(user_data);
     }
 
     /// The name of a use.

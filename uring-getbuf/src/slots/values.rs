@@ -17,13 +17,14 @@ use std::{fmt, io};
 use io_uring::squeue::Entry;
 
 use super::event::Event;
+use super::ident::user_data;
 use super::slot::{Slot, state};
 use super::table::{CHAIN, FETCH, Lending, ReadyChain, Table};
 use crate::chain::Chain;
-use crate::consume::Consumer;
-use crate::engine::{Engine, Source};
+use crate::consume::{Consumer, Piece};
+use crate::engine::{Ending, Engine, Source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::opcode::Target;
+use crate::opcode::{Sqe, Target};
 use crate::provider::Provider;
 
 const SLOT: u64 = (1 << SERIAL_SHIFT) - 1;
@@ -96,7 +97,7 @@ impl<'a> Values<'a> {
     #[inline]
     pub unsafe fn fetches_plainly(
         self,
-        sqes: &[Option<NonNull<Entry>>],
+        sqes: &[NonNull<Entry>],
         (source, offset, len): (Target, u64, u32),
         step: u64,
         data: *mut c_void,
@@ -112,11 +113,11 @@ impl<'a> Values<'a> {
             at = at.wrapping_add(step);
             Some(())
         };
-        let sqes = sqes.iter().flatten();
+        let mut sqes = sqes.iter().copied();
         match self.lends(source) {
             None => None,
-            Some(None) => sqes.copied().try_for_each(|sqe| fetch(None, sqe)),
-            Some(lending) => sqes.copied().try_for_each(|sqe| fetch(lending, sqe)),
+            Some(None) => sqes.try_for_each(|sqe| fetch(None, sqe)),
+            Some(lending) => sqes.try_for_each(|sqe| fetch(lending, sqe)),
         };
         count
     }
@@ -183,12 +184,13 @@ impl<'a> Values<'a> {
         wanted: impl Fn() -> Chain,
         data: impl Fn() -> *mut c_void,
     ) -> Option<u64> {
+        let some = |sqe: &Option<NonNull<Entry>>| *sqe;
         // Each case has its own straight code.
         match self.lends(source)? {
             // SAFETY: the caller's promise.
-            None => unsafe { self.chain_by(None, sqes, len, wanted, data) },
+            None => unsafe { self.chain_by(None, (sqes, some), len, wanted, data) },
             // SAFETY: the caller's promise.
-            lending => unsafe { self.chain_by(lending, sqes, len, wanted, data) },
+            lending => unsafe { self.chain_by(lending, (sqes, some), len, wanted, data) },
         }
     }
 
@@ -200,36 +202,111 @@ impl<'a> Values<'a> {
     /// `sqes` can be written to.
     pub unsafe fn chains_plainly(
         self,
-        (sqes, of_one): (&[Option<NonNull<Entry>>], usize),
+        (sqes, of_one): (&[NonNull<Entry>], usize),
         (source, len): (Target, u32),
         wanted: impl Fn(u64) -> Chain,
         data: *mut c_void,
         mut started: impl FnMut(u64),
     ) -> u64 {
         let mut count = 0;
-        // SAFETY: the caller's promise.
+        let some = |sqe: &NonNull<_>| Some(*sqe);
         match self.lends(source) {
             None => {}
             Some(None) => {
-                for some in sqes.chunks_exact(of_one) {
+                for sqes in sqes.chunks_exact(of_one) {
                     let wanted = || wanted(count);
                     // SAFETY: the caller's promise.
-                    let value = unsafe { self.chain_by(None, some, len, wanted, || data) };
+                    let value = unsafe { self.chain_by(None, (sqes, some), len, wanted, || data) };
                     let Some(value) = value else { break };
                     started(value);
                     count += 1;
                 }
             }
-            Some(lending) => {
-                for some in sqes.chunks_exact(of_one) {
-                    let wanted = || wanted(count);
-                    // SAFETY: the caller's promise.
-                    let value = unsafe { self.chain_by(lending, some, len, wanted, || data) };
-                    let Some(value) = value else { break };
-                    started(value);
-                    count += 1;
-                }
+            // SAFETY: the caller's promise.
+            Some(Some(by)) => unsafe {
+                count = self.chains_lent(by, sqes.chunks_exact(of_one), wanted, data, started);
+            },
+        }
+        count
+    }
+
+    /// The same for a lender, in code of its own.
+    ///
+    /// # Safety
+    ///
+    /// `sqes` can be written to.
+    #[inline(never)]
+    unsafe fn chains_lent<'q>(
+        self,
+        lending: &'a Lending,
+        mut sqes: impl Iterator<Item = &'q [NonNull<Entry>]>,
+        wanted: impl Fn(u64) -> Chain,
+        data: *mut c_void,
+        mut started: impl FnMut(u64),
+    ) -> u64 {
+        let mut one = |sqes: &[NonNull<Entry>], count| {
+            let (some, wanted) = (|sqe: &NonNull<_>| Some(*sqe), || wanted(count));
+            let (by, len) = (Some(lending), wanted().len);
+            // SAFETY: the caller's promise.
+            let value = unsafe { self.chain_by(by, (sqes, some), len, wanted, || data) };
+            value.inspect(|value| started(*value)).is_some()
+        };
+        let Some(first) = sqes.next().filter(|sqes| one(sqes, 0)) else { return 0 };
+        let mut count = 1;
+        if let ([fetch, consume], Ending::HandedOver) = (first, lending.ending) {
+            let common = [fetch, consume].map(|sqe| {
+                // SAFETY: `chain_by` has written it.
+                Sqe::from(unsafe { sqe.read() })
+            });
+            // SAFETY: the caller's promise.
+            let rest = unsafe { self.chains_alike(lending, (sqes, common), wanted, data, started) };
+            return count + rest;
+        }
+        for sqes in sqes {
+            if !one(sqes, count) {
+                break;
             }
+            count += 1;
+        }
+        count
+    }
+
+    /// The rest of them, from the second on, where only addresses, offsets and names differ from those
+    /// of the first. How many there were.
+    ///
+    /// # Safety
+    ///
+    /// `sqes` can be written to.
+    #[inline(always)]
+    unsafe fn chains_alike<'q>(
+        self,
+        lending: &Lending,
+        (sqes, [fetch, consume]): (impl Iterator<Item = &'q [NonNull<Entry>]>, [Sqe; 2]),
+        wanted: impl Fn(u64) -> Chain,
+        data: *mut c_void,
+        mut started: impl FnMut(u64),
+    ) -> u64 {
+        let kinds = [fetch, consume].map(|sqe| sqe.user_data & !user_data::LEASE);
+        let mut count = 0;
+        for sqes in sqes {
+            let chain = wanted(count + 1);
+            let ([to_fetch, to_consume], Consumer::Write { offset, .. }, Some(slot)) =
+                (sqes, chain.consumer, self.next(chain.len))
+            else {
+                break;
+            };
+            self.begin(slot, Some(lending), &chain);
+            let (lease, base, buffer) = (slot.lease_bits(), slot.base.get(), slot.buffer.get());
+            let request = fetch.with(base, buffer, chain.offset).user_data(lease | kinds[0]);
+            // SAFETY: the caller's promise.
+            unsafe { to_fetch.write(request.entry()) };
+            let name = lease | kinds[1];
+            slot.expect(name);
+            let request = consume.with(base, buffer, offset).user_data(name);
+            // SAFETY: the caller's promise.
+            unsafe { to_consume.write(request.entry()) };
+            started(slot.begin_value(data));
+            count += 1;
         }
         count
     }
@@ -238,10 +315,10 @@ impl<'a> Values<'a> {
     ///
     /// `sqes` can be written to.
     #[inline(always)]
-    unsafe fn chain_by(
+    unsafe fn chain_by<T>(
         self,
         lending: Option<&'a Lending>,
-        sqes: &[Option<NonNull<Entry>>],
+        (sqes, some): (&[T], impl Fn(&T) -> Option<NonNull<Entry>>),
         len: u32,
         wanted: impl Fn() -> Chain,
         data: impl Fn() -> *mut c_void,
@@ -249,15 +326,17 @@ impl<'a> Values<'a> {
         let slot = self.next(len)?;
         // What is wanted is looked at anew for each request, which takes fewer registers.
         let chain = || ReadyChain { slot, lending, chain: wanted() };
-        match *sqes {
-            [Some(fetch), Some(consume)] if !lending.is_some_and(Lending::chain_releases) => {
+        match sqes {
+            [fetch, consume] if !lending.is_some_and(Lending::chain_releases) => {
+                let (fetch, consume) = (some(fetch)?, some(consume)?);
                 self.begin(slot, lending, &wanted());
                 // SAFETY: the caller's promise.
                 unsafe { fetch.write(chain().fetch(lending).entry()) };
                 // SAFETY: the caller's promise.
                 unsafe { consume.write(chain().consume(lending).entry()) };
             }
-            [Some(fetch), Some(consume), Some(release)] => {
+            [fetch, consume, release] => {
+                let (fetch, consume, release) = (some(fetch)?, some(consume)?, some(release)?);
                 let by = lending.filter(|by| by.chain_releases())?;
                 self.begin(slot, lending, &wanted());
                 // SAFETY: the caller's promise.
@@ -398,6 +477,39 @@ impl<'a> Values<'a> {
         let request = slot.use_bytes(start, len, Consumer::Write { sink, offset }, token).ok()?;
         sqe.write(request.entry());
         Some(())
+    }
+
+    /// The same for as many leases as there are SQEs, `step` bytes apart in the sink. How many it could
+    /// do so for, from the first on.
+    ///
+    /// # Safety
+    ///
+    /// `sqes` can be written to.
+    pub unsafe fn writes_plainly(
+        self,
+        (sqes, leases): (&[NonNull<Entry>], impl Iterator<Item = u64>),
+        (start, len): (u32, u32),
+        (sink, mut offset): (Target, u64),
+        step: u64,
+        token: u16,
+    ) -> usize {
+        // What they have in common is put together once.
+        let common = Piece { addr: 0, len, index: 0 }.write(sink, 0);
+        let mut count = 0;
+        for (sqe, value) in sqes.iter().zip(leases) {
+            let Some(slot) = self.slot(value) else { break };
+            if slot.state.get() & !state::LENT != state::HELD || Found(slot).lacks(start, len) {
+                break;
+            }
+            let piece = slot.bytes(start, len);
+            let request = common.with(piece.addr, piece.index, offset);
+            let request = request.user_data(slot.begin_only_use(token));
+            // SAFETY: the caller's promise.
+            unsafe { sqe.write(request.entry()) };
+            offset = offset.wrapping_add(step);
+            count += 1;
+        }
+        count
     }
 
     /// Releases every lease that there is.
