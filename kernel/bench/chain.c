@@ -60,21 +60,33 @@ static unsigned long long next(void)
 	return offset;
 }
 
+static unsigned int take(void)
+{
+	struct io_uring_cqe *cqe;
+	unsigned int head, seen = 0;
+
+	io_uring_for_each_cqe(&ring, head, cqe) {
+		if (cqe->res < 0)
+			die("a request", cqe->res);
+		seen++;
+	}
+	io_uring_cq_advance(&ring, seen);
+	return seen;
+}
+
 static void finish(int count)
 {
 	while (count) {
-		struct io_uring_cqe *cqe;
-		unsigned int head, seen = 0;
-
 		io_uring_submit_and_wait(&ring, count);
-		io_uring_for_each_cqe(&ring, head, cqe) {
-			if (cqe->res < 0)
-				die("a request", cqe->res);
-			seen++;
-		}
-		io_uring_cq_advance(&ring, seen);
-		count -= seen;
+		count -= take();
 	}
+}
+
+/* Where all is done while it is submitted, there is nothing to wait for. */
+static void finish_at_once(int count)
+{
+	io_uring_submit(&ring);
+	finish(count - take());
 }
 
 static void by_splice(int depth)
@@ -131,7 +143,7 @@ static void by_opcode(int depth)
 		consume(i);
 		request(IORING_OP_PUT_BUF_7_3, -1, i, 0);
 	}
-	finish(depth);
+	finish_at_once(depth);
 }
 
 /* No request releases. */
@@ -141,7 +153,7 @@ static void without_release(int depth, unsigned int flags)
 		get(i, flags);
 		request(IORING_OP_WRITE_FIXED, SINK, i, IOSQE_FIXED_FILE)->len = size;
 	}
-	finish(depth);
+	finish_at_once(depth);
 }
 
 static void by_linked(int depth)
@@ -268,6 +280,7 @@ int main(int argc, char **argv)
 				     IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
 	if (result)
 		die("io_uring_setup", result);
+	io_uring_register_ring_fd(&ring);
 	io_uring_register_buffers_sparse(&ring, MOST);
 	bind_source();
 	result = io_uring_register_files(&ring, files, FILES);

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use uring_getbuf::chain::ChainOutcome;
 use uring_getbuf::lease::{Fetched, Installed, Lease};
 use uring_getbuf::ring::{Attached, Ring};
-use uring_getbuf::slots::Event;
+use uring_getbuf::slots::{Event, LeaseId};
 use uring_getbuf::{Engine, ErrorKind, STREAM, SendFlags};
 
 use super::{Form, Use, Way, half, ring};
@@ -37,8 +37,12 @@ pub(super) struct Leases {
     ground: Arc<Ground>,
     form: Form,
     by: Use,
+    /// The kernel serves all of it while it is submitted.
+    at_once: bool,
     /// By slot.
     flow_of: Vec<u16>,
+    /// Flows that go on with their next chain.
+    ready: Vec<u16>,
     /// Flows that found no slot free.
     starved: Vec<u16>,
 }
@@ -69,7 +73,11 @@ impl Leases {
             source,
             sinks,
             flow_of: vec![0; usize::from(slots)],
+            ready: Vec::with_capacity(usize::from(slots)),
             starved: Vec::with_capacity(usize::from(slots)),
+            // A link of the module's commands runs when the kernel is entered to wait.
+            at_once: ground.case.sink == Sink::Null
+                && (engine == Engine::Opcode || engine == Engine::Module && form == Form::Steps),
             ring,
             ground,
             form,
@@ -77,43 +85,57 @@ impl Leases {
         })
     }
 
-    fn sink_offset(&self, offset: u64) -> u64 {
-        if self.ground.case.sink == Sink::File { offset } else { STREAM }
+    /// Sends what is queued, and waits for half of it, if there is anything to wait for.
+    fn send(&mut self, count: usize) -> Result<()> {
+        Ok(if self.at_once { self.ring.submit_or_wait() } else { self.ring.wait(half(count)) }?)
     }
 
-    fn chain(&mut self, index: u16) -> Result<()> {
-        let Flow { lane, done, .. } = self.flows[usize::from(index)];
-        let (offset, len) = (lane.offset(done), self.ground.point.block);
-        let to = self.sink_offset(offset);
-        let (source, sink) = (&self.source, &self.sinks[lane.sink]);
-        let id = match self.by {
-            Use::Write => self.ring.chain_write(source, offset, len, sink, to),
-            Use::Send => self.ring.chain_send(source, offset, len, sink, SendFlags::NONE),
-            Use::SendZc => self.ring.chain_send_zc(source, offset, len, sink, SendFlags::NONE),
-        }?;
-        self.flow_of[usize::from(id.slot())] = index;
-        Ok(())
+    fn sink_offset(&self, offset: u64) -> u64 {
+        if self.ground.case.sink.is_socket() { STREAM } else { offset }
     }
 
     fn chains(&mut self, blocks: u64) -> Result<()> {
-        let mut running = self.flows.len();
-        for index in 0..self.flows.len() as u16 {
-            self.flows[usize::from(index)].done = 0;
-            self.chain(index)?;
+        let flags = SendFlags::NONE;
+        match self.by {
+            Use::Write => self.chains_by(blocks, |ring, from, (offset, len), to| {
+                ring.chain_write(from, offset, len, to, offset)
+            }),
+            Use::Send => self.chains_by(blocks, |ring, from, (offset, len), to| {
+                ring.chain_send(from, offset, len, to, flags)
+            }),
+            Use::SendZc => self.chains_by(blocks, |ring, from, (offset, len), to| {
+                ring.chain_send_zc(from, offset, len, to, flags)
+            }),
         }
+    }
+
+    /// Each kind of chain has code of its own.
+    #[inline(always)]
+    fn chains_by(
+        &mut self,
+        blocks: u64,
+        chain: impl Fn(&mut Ring, &Attached, (u64, u32), &Attached) -> uring_getbuf::Result<LeaseId>,
+    ) -> Result<()> {
+        let block = self.ground.point.block;
+        let mut running = self.flows.len();
+        self.flows.iter_mut().for_each(|flow| flow.done = 0);
+        self.ready.extend(0..running as u16);
         while running > 0 {
-            self.ring.wait(half(running))?;
+            while let Some(index) = self.ready.pop() {
+                let Flow { lane, done, .. } = &self.flows[usize::from(index)];
+                let bytes = (lane.offset(*done), block);
+                let id = chain(&mut self.ring, &self.source, bytes, &self.sinks[lane.sink])?;
+                self.flow_of[usize::from(id.slot())] = index;
+            }
+            self.send(running)?;
             while let Some(event) = self.ring.next_event() {
                 let Event::Chained { id, outcome } = event else { continue };
-                ensure!(
-                    outcome == ChainOutcome::Done(self.ground.point.block),
-                    "a chain came to {outcome:?}"
-                );
+                ensure!(outcome == ChainOutcome::Done(block), "a chain came to {outcome:?}");
                 let index = self.flow_of[usize::from(id.slot())];
                 let flow = &mut self.flows[usize::from(index)];
                 flow.done += 1;
                 if flow.done < blocks {
-                    self.chain(index)?;
+                    self.ready.push(index);
                 } else {
                     running -= 1;
                 }
@@ -166,7 +188,7 @@ impl Leases {
             self.fetch(index)?;
         }
         while running > 0 {
-            self.ring.wait(half(running - self.starved.len()).max(1))?;
+            self.send((running - self.starved.len()).max(1))?;
             while let Some(event) = self.ring.next_event() {
                 match event {
                     Event::Fetched { lease, result } => {

@@ -2,7 +2,9 @@
 //! The ways to move bytes.
 
 mod calls;
+mod hand;
 mod leases;
+mod lent;
 mod looks;
 mod op_splice;
 mod raw;
@@ -196,7 +198,7 @@ impl Kind {
             Self::Relay(engine) => Box::new(relayed::Relayed::new(ground, engine, false)?),
             Self::RelayHere => Box::new(relayed::Relayed::new(ground, Engine::Copy, true)?),
             Self::Raw { form, by } => Box::new(raw::Raw::new(ground, form, by)?),
-            Self::RawGetBuf(end) => Box::new(raw::Raw::get_buf(ground, support, end)?),
+            Self::RawGetBuf(end) => Box::new(lent::Lent::new(ground, support, end)?),
             Self::OpSplice => Box::new(op_splice::OpSplice::new(ground)?),
             Self::Call(call) => Box::new(calls::Calls::new(ground, call)?),
             Self::Look(engine) => Box::new(looks::Looks::new(ground, engine)?),
@@ -217,18 +219,5 @@ fn ring(engine: Engine, slots: u16, block: u32, files: usize, replace: bool) -> 
     Ok(match builder.clone().setup(Setup::DeferTaskrun).build() {
         Ok(ring) => ring,
         Err(_) => builder.build()?,
-    })
-}
-
-/// A ring for requests by hand, with the same setup.
-fn bare_ring(entries: usize) -> Result<io_uring::IoUring> {
-    let entries = (entries as u32).next_power_of_two().clamp(8, 4096);
-    let mut builder = io_uring::IoUring::builder();
-    builder.setup_submit_all().setup_clamp().setup_cqsize(entries * 4);
-    let mut deferred = builder.clone();
-    deferred.setup_single_issuer().setup_defer_taskrun();
-    Ok(match deferred.build(entries) {
-        Ok(ring) => ring,
-        Err(_) => builder.setup_coop_taskrun().build(entries)?,
     })
 }

@@ -11,12 +11,18 @@ use io_uring::types::{Fd, Fixed};
 use io_uring::{IoUring, cqueue};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
-use super::{Way, bare_ring, half};
+use super::hand::{self, Hand};
+use super::{Way, half};
 use crate::cases::{Sink, Source};
 use crate::ground::{Ground, Lane};
 
 pub(super) struct OpSplice {
     ring: IoUring,
+    moves: Moves,
+}
+
+/// What is moved.
+struct Moves {
     ground: Arc<Ground>,
     lanes: Vec<Lane>,
     pipes: Vec<(OwnedFd, OwnedFd)>,
@@ -28,7 +34,7 @@ pub(super) struct OpSplice {
 impl OpSplice {
     pub(super) fn new(ground: Arc<Ground>) -> Result<Self> {
         let lanes = ground.lanes();
-        let ring = bare_ring(lanes.len() * 2)?;
+        let ring = hand::ring(lanes.len() * 2)?;
         let files = [&ground.source].into_iter().chain(&ground.sinks).map(AsRawFd::as_raw_fd);
         ring.submitter().register_files(&files.collect::<Vec<_>>())?;
         let block = ground.point.block as usize;
@@ -43,10 +49,13 @@ impl OpSplice {
         };
         let count = if ground.case.source == Source::Pipe { 0 } else { lanes.len() };
         let pipes = (0..count).map(pipe).collect::<Result<Vec<_>>>()?;
-        Ok(Self { ring, done: vec![0; lanes.len()], lanes, pipes, ground, part: 0 })
+        let done = vec![0; lanes.len()];
+        Ok(Self { ring, moves: Moves { ground, lanes, pipes, done, part: 0 } })
     }
+}
 
-    fn push(&mut self, index: usize) -> Result<()> {
+impl Moves {
+    fn push(&self, hand: &mut Hand<'_>, index: usize) -> Result<()> {
         let lane = self.lanes[index];
         let offset = lane.offset(self.done[index]);
         let block = self.ground.point.block;
@@ -55,7 +64,7 @@ impl OpSplice {
         let mut push = |entry: &Entry| {
             // SAFETY: its files are registered, or pipes that live as long as the ring; it names
             // no memory.
-            unsafe { self.ring.submission().push(entry) }.context("the queue is full")
+            unsafe { hand.push(entry) }
         };
         let Some((out, into)) = self.pipes.get(index) else {
             let entry = Splice::new(Fixed(0), -1, sink, to, block - self.part).build();
@@ -86,21 +95,23 @@ impl OpSplice {
 
 impl Way for OpSplice {
     fn run(&mut self, blocks: u64) -> Result<()> {
-        let mut running = self.lanes.len();
+        let Self { ring, moves } = self;
+        let mut hand = Hand::new(ring);
+        let mut running = moves.lanes.len();
         for index in 0..running {
-            self.done[index] = 0;
-            self.push(index)?;
+            moves.done[index] = 0;
+            moves.push(&mut hand, index)?;
         }
         while running > 0 {
-            self.ring.submit_and_wait(half(running))?;
-            while let Some(completion) = { self.ring.completion().next() } {
+            hand.wait(half(running))?;
+            while let Some(completion) = hand.next() {
                 let index = completion.user_data() as usize;
-                if self.complete(&completion)? {
-                    self.part = 0;
-                    self.done[index] += 1;
+                if moves.complete(&completion)? {
+                    moves.part = 0;
+                    moves.done[index] += 1;
                 }
-                if self.done[index] < blocks {
-                    self.push(index)?;
+                if moves.done[index] < blocks {
+                    moves.push(&mut hand, index)?;
                 } else {
                     running -= 1;
                 }
