@@ -575,7 +575,10 @@ impl Proxy {
     /// A client, as soon as the proxy listens.
     fn client(&self) -> TcpStream {
         for _ in 0..1000 {
-            if let Ok(client) = TcpStream::connect(&self.address) {
+            // While nobody listens there, TCP may connect a client to itself.
+            if let Ok(client) = TcpStream::connect(&self.address)
+                && client.local_addr().unwrap() != client.peer_addr().unwrap()
+            {
                 return client;
             }
             thread::sleep(Duration::from_millis(5));
