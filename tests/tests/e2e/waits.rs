@@ -120,19 +120,26 @@ fn sink_times_out(rig: &Rig) -> Verdict {
     let fetched = ring.fetch(&zero, 0, 4096)?;
     let lease = ring.wait_installed(fetched)?.expect("a block");
     for (mut source, sink) in empty()? {
-        let full = fill(&sink)?;
         let attached = ring.attach(&sink)?;
         let is_pipe = rustix::net::sockopt::socket_type(&sink).is_err();
-        let begin = Instant::now();
-        let id = match is_pipe {
-            true => ring.within(limit).write(&lease, .., &attached, STREAM)?,
-            false => ring.within(limit).send(&lease, .., &attached, SendFlags::WAIT_ALL)?,
-        };
-        match ring.wait_used(id) {
-            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ECANCELED), "{error}"),
-            Ok(bytes) => assert!(bytes < 4096, "it was full"),
+        let mut full = 0;
+        loop {
+            full += fill(&sink)?;
+            let begin = Instant::now();
+            let id = match is_pipe {
+                true => ring.within(limit).write(&lease, .., &attached, STREAM)?,
+                false => ring.within(limit).send(&lease, .., &attached, SendFlags::WAIT_ALL)?,
+            };
+            match ring.wait_used(id) {
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::ECANCELED), "{error}");
+                    assert!(begin.elapsed() >= limit, "{:?}", begin.elapsed());
+                    break;
+                }
+                // TCP makes room a little later, when its other end has looked at what came.
+                Ok(bytes) => full += bytes as usize,
+            }
         }
-        assert!(begin.elapsed() >= limit, "{:?}", begin.elapsed());
         source.read_exact(&mut vec![0; full])?;
         let id = ring.within(Duration::from_secs(20)).write(&lease, .., &attached, STREAM)?;
         assert!(ring.wait_used(id)? > 0);
