@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The command line as a person or a script meets it: real files, pipes and sockets.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+mod copy;
+mod limits;
+mod probe;
+mod proxy;
+mod send;
+mod signals;
+mod streams;
+
+fn getbuf() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_getbuf"))
+}
+
+fn run(arguments: &[&str]) -> Output {
+    getbuf().args(arguments).stdin(Stdio::null()).output().expect("getbuf runs")
+}
+
+/// What it said of its failure, after a check that it was one with this exit code.
+fn failure(output: &Output, code: i32) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    said
+}
+
+fn success(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+/// Bytes that differ from position to position.
+fn content(len: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
+/// A folder with a file `from`.
+struct Place {
+    folder: TempDir,
+    bytes: Vec<u8>,
+}
+
+impl Place {
+    fn new(len: usize) -> Self {
+        let place = Self { folder: tempfile::tempdir().expect("a folder"), bytes: content(len) };
+        fs::write(place.path("from"), &place.bytes).expect("the source");
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("a path of ASCII").to_owned()
+    }
+
+    fn cp(&self, more: &[&str]) -> Output {
+        let (from, to) = (self.text("from"), self.text("to"));
+        run(&[&["cp", from.as_str(), to.as_str()], more].concat())
+    }
+
+    fn is_copied(&self, name: &str) {
+        let copied = fs::read(self.path(name)).expect("the copy");
+        assert!(copied == self.bytes, "{name}: {} bytes that are not the file's", copied.len());
+    }
+}
+
+/// A receiver of everything that one connection brings.
+fn receiver(address: &str) -> (String, thread::JoinHandle<Vec<u8>>) {
+    let listener = TcpListener::bind(address).expect("a loopback address");
+    let address = listener.local_addr().expect("its address").to_string();
+    let receive = thread::spawn(move || {
+        let mut got = Vec::new();
+        listener.accept().expect("a connection").0.read_to_end(&mut got).expect("bytes");
+        got
+    });
+    (address, receive)
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+fn probe() -> Value {
+    let output = run(&["probe", "--json"]);
+    success(&output);
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The standard streams, and whoever shares them.
+
+use super::*;
+
+#[test]
+fn from_a_pipe_and_to_a_pipe() {
+    let place = Place::new(1_000_003);
+    let to = place.text("to");
+    let mut child = getbuf()
+        .args(["cp", "-", &to])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&place.bytes).unwrap();
+    assert!(child.wait().unwrap().success());
+    place.is_copied("to");
+    let output = run(&["cp", &place.text("from"), "-"]);
+    success(&output);
+    assert!(output.stdout == place.bytes);
+}
+
+#[test]
+fn a_redirected_input_is_read_from_where_it_stands() {
+    let place = Place::new(10_000);
+    let mut from = File::open(place.path("from")).unwrap();
+    from.read_exact(&mut [0; 1234]).unwrap();
+    let output = getbuf().args(["cp", "-", "-", "--quiet"]).stdin(from).output().unwrap();
+    success(&output);
+    assert!(output.stdout == place.bytes[1234..]);
+}
+
+#[test]
+fn an_output_that_is_appended_to_keeps_what_it_has() {
+    let place = Place::new(100_000);
+    fs::write(place.path("to"), b"before").unwrap();
+    let to = File::options().append(true).open(place.path("to")).unwrap();
+    let status = getbuf().args(["cp", &place.text("from"), "-", "-q"]).stdout(to).status().unwrap();
+    assert!(status.success());
+    let got = fs::read(place.path("to")).unwrap();
+    assert!(got == [b"before", place.bytes.as_slice()].concat());
+}
+
+#[test]
+fn a_reader_that_leaves_ends_it_without_a_word() {
+    let place = Place::new(3_000_000);
+    let mut child = getbuf()
+        .args(["cp", &place.text("from"), "-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdout.take().unwrap().read_exact(&mut [0; 10]).unwrap();
+    assert_eq!(failure(&child.wait_with_output().unwrap(), 1), "");
+}
+
+/// The next one who writes to it, or reads from it, goes on where we ended.
+#[test]
+fn shared_files_stand_behind_what_was_moved() {
+    let place = Place::new(10_000);
+    let mut to = File::create(place.path("to")).unwrap();
+    let mut from = File::open(place.path("from")).unwrap();
+    to.write_all(b"before ").unwrap();
+    from.read_exact(&mut [0; 10]).unwrap();
+    let status = getbuf()
+        .args(["cp", "--quiet", "-", "-"])
+        .stdin(from.try_clone().unwrap())
+        .stdout(to.try_clone().unwrap())
+        .status();
+    assert!(status.unwrap().success());
+    to.write_all(b" after").unwrap();
+    let whole = [b"before ", &place.bytes[10..], b" after"].concat();
+    assert!(fs::read(place.path("to")).unwrap() == whole);
+    assert_eq!(from.read(&mut [0; 10]).unwrap(), 0);
+}
+
+#[test]
+fn nobody_to_talk_to_is_no_failure() {
+    let place = Place::new(10);
+    let (gone, broken) = std::io::pipe().unwrap();
+    drop(gone);
+    let (from, to) = (place.text("from"), place.text("to"));
+    let status = getbuf().args(["cp", &from, &to]).stderr(broken).status().unwrap();
+    assert!(status.success(), "{status}");
+    place.is_copied("to");
+}
+
+#[test]
+fn a_probe_that_nobody_gets_is_a_failure() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = getbuf().arg("probe").stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let said = failure(&output, 1);
+    assert!(said.contains("standard output") && said.contains("No space"), "{said}");
+}
