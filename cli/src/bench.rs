@@ -2,7 +2,7 @@
 //! `getbuf bench`
 
 use std::fs;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,9 +13,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::args::BenchArgs;
 use crate::end::End;
 use crate::ends::{DASH, failed};
-use crate::transfer::{STANDARD_OUTPUT, cancel_on_signals};
+use crate::stdio::Output;
+use crate::transfer::cancel_on_signals;
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), End> {
+    let output = Output::open()?;
     let cases = if args.cases.is_empty() { CASES.iter().collect() } else { args.cases.clone() };
     let options = Options {
         cases,
@@ -31,17 +33,17 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), End> {
         getbuf_bench::run(&options, &|| canceller.is_cancelled(), |progress| bar.show(progress));
     bar.0.finish_and_clear();
     let results = results.map_err(|error| End::failed(format!("{error:#}")))?;
-    tell(args, &results)?;
+    tell(args, &results, output)?;
     if canceller.is_cancelled() {
         return Err(End::interrupted("interrupted"));
     }
     Ok(())
 }
 
-fn tell(args: &BenchArgs, results: &Results) -> Result<(), End> {
+fn tell(args: &BenchArgs, results: &Results, output: Output) -> Result<(), End> {
     let is_output = args.json.as_deref() == Some(Path::new(DASH));
     let text = if is_output { results.json() } else { results.table() };
-    let written = std::io::stdout().write_all(text.as_bytes());
+    let written = output.print(&text);
     if let (Some(path), false) = (&args.json, is_output) {
         save(path, &results.json())?;
     }
@@ -49,10 +51,7 @@ fn tell(args: &BenchArgs, results: &Results) -> Result<(), End> {
         let page = results.html().map_err(|error| End::failed(format!("{error:#}")))?;
         save(path, &page)?;
     }
-    match written {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(End::quietly()),
-        written => written.map_err(|error| failed(STANDARD_OUTPUT, error)),
-    }
+    written
 }
 
 fn save(path: &Path, text: &str) -> Result<(), End> {

@@ -11,7 +11,8 @@ use crate::args::CpArgs;
 use crate::end::End;
 use crate::ends::{self, DASH, Named, failed};
 use crate::fit;
-use crate::transfer::{self, STANDARD_OUTPUT};
+use crate::stdio::Stream;
+use crate::transfer;
 
 pub(crate) fn run(args: &CpArgs) -> Result<(), End> {
     let source = ends::open_source(&args.source)?;
@@ -24,7 +25,7 @@ pub(crate) fn run(args: &CpArgs) -> Result<(), End> {
     }
     let canceller = transfer::cancel_on_signals()?;
     // Only now: whatever could be refused has been.
-    if is_file(&to) && sink.name != STANDARD_OUTPUT {
+    if is_file(&to) && sink.stream.is_none() {
         ftruncate(&sink.file, 0).map_err(|errno| failed(&sink.name, errno))?;
     }
     let moved = transfer::run(&mut ring, &source, &sink, &args.options, &canceller)?;
@@ -51,14 +52,15 @@ fn are_same(from: &Stat, to: &Stat) -> bool {
 /// Opens the destination without touching what is in it.
 fn open_sink(args: &CpArgs, from: &Stat) -> Result<Named, End> {
     if args.destination == Path::new(DASH) {
-        return Named::standard(STANDARD_OUTPUT, &std::io::stdout());
+        return Stream::Output.open();
     }
     let path = destination(args)?;
     let name = path.display().to_string();
     // A new file gets the source's permissions, less the umask, as with cp(1).
     let mode = if is_file(from) { from.st_mode & 0o777 } else { 0o666 };
     let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(&path);
-    Ok(Named { file: opened.map_err(|error| failed(&name, error))?.into(), name })
+    let file = opened.map_err(|error| failed(&name, error))?;
+    Ok(Named::own(name, file))
 }
 
 /// In a directory: under the source's own name.

@@ -2,12 +2,13 @@
 //! The two ends of a transfer: files with names.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{FileType, OFlags, SeekFrom, Stat, fcntl_getfl, fstat, seek};
 
 use crate::end::End;
+use crate::stdio::Stream;
 
 /// What stands for the standard input or output.
 pub(crate) const DASH: &str = "-";
@@ -17,13 +18,14 @@ pub(crate) const DASH: &str = "-";
 pub(crate) struct Named {
     pub(crate) name: String,
     pub(crate) file: OwnedFd,
+    /// The standard stream that it is, whose position others may share.
+    pub(crate) stream: Option<Stream>,
 }
 
 impl Named {
-    /// The standard input or output.
-    pub(crate) fn standard(name: &str, file: &impl AsFd) -> Result<Self, End> {
-        let file = file.as_fd().try_clone_to_owned();
-        Ok(Self { name: name.into(), file: file.map_err(|error| failed(name, error))? })
+    /// A file that was opened for this alone.
+    pub(crate) fn own(name: String, file: impl Into<OwnedFd>) -> Self {
+        Self { name, file: file.into(), stream: None }
     }
 
     pub(crate) fn stat(&self) -> Result<Stat, End> {
@@ -54,11 +56,11 @@ impl Named {
 /// Opens a source; `-` is the standard input.
 pub(crate) fn open_source(path: &Path) -> Result<Named, End> {
     let source = if path == Path::new(DASH) {
-        Named::standard("standard input", &std::io::stdin())?
+        Stream::Input.open()?
     } else {
         let name = path.display().to_string();
         let file = File::open(path).map_err(|error| failed(&name, error))?;
-        Named { name, file: file.into() }
+        Named::own(name, file)
     };
     if FileType::from_raw_mode(source.stat()?.st_mode) == FileType::Directory {
         return Err(failed(&source.name, "it is a directory, and only files can be read"));

@@ -12,6 +12,7 @@ mod probe;
 mod progress;
 mod proxy;
 mod send;
+mod stdio;
 mod transfer;
 
 use std::process::ExitCode;

@@ -1,24 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `getbuf probe`
 
-use std::io::{ErrorKind, Write};
-
 use serde_json::{Map, Value, json};
 use uring_getbuf::slots::MAX_SLOTS;
 use uring_getbuf::{Engine, Support};
 
 use crate::end::End;
-use crate::ends::failed;
-use crate::transfer::STANDARD_OUTPUT;
+use crate::stdio::Output;
 
 pub(crate) fn run(as_json: bool) -> Result<(), End> {
+    let output = Output::open()?;
     let support = Support::detect();
-    let text = if as_json { machine(&support) } else { human(&support) };
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(End::quietly()),
-        Err(error) => Err(failed(STANDARD_OUTPUT, error)),
-    }
+    output.print(&if as_json { machine(&support) } else { human(&support) })
 }
 
 fn machine(support: &Support) -> String {

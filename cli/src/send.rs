@@ -27,7 +27,7 @@ pub(crate) fn run(args: &SendArgs) -> Result<(), End> {
     let stream = connect(address)?;
     let name = address.to_string();
     let other = stream.try_clone().map_err(|error| failed(&name, error))?;
-    let sink = Named { name, file: other.into() };
+    let sink = Named::own(name, other);
     let canceller = transfer::cancel_on_signals()?;
     let moved = transfer::run(&mut ring, &source, &sink, &args.options, &canceller)?;
     let arrived = || transfer::arrived(moved.bytes(), &sink);

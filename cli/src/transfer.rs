@@ -16,9 +16,7 @@ use crate::args::Options;
 use crate::end::{End, say};
 use crate::ends::Named;
 use crate::progress::Bar;
-
-/// What standard output is called.
-pub(crate) const STANDARD_OUTPUT: &str = "standard output";
+use crate::stdio::Stream;
 
 /// What was moved, and how long that took.
 #[derive(Debug)]
@@ -126,5 +124,6 @@ fn why(failure: &Failure, source: &Named, sink: &Named) -> End {
 
 /// The reader of our standard output has gone, as `head` does.
 fn is_closed_output(failure: &Failure, sink: &Named) -> bool {
-    sink.name == STANDARD_OUTPUT && failure.error.raw_os_error() == Some(Errno::PIPE.raw_os_error())
+    sink.stream == Some(Stream::Output)
+        && failure.error.raw_os_error() == Some(Errno::PIPE.raw_os_error())
 }

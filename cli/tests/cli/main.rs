@@ -29,6 +29,13 @@ fn run(arguments: &[&str]) -> Output {
     getbuf().args(arguments).stdin(Stdio::null()).output().expect("getbuf runs")
 }
 
+/// Runs a script in the folder of a place. `$getbuf` is the program.
+fn shell(place: &Place, script: &str) -> Output {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script]).env("getbuf", env!("CARGO_BIN_EXE_getbuf"));
+    shell.current_dir(place.folder.path()).stdin(Stdio::null()).output().expect("a shell")
+}
+
 /// What it said of its failure, after a check that it was one with this exit code.
 fn failure(output: &Output, code: i32) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

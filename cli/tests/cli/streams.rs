@@ -93,3 +93,76 @@ fn a_probe_that_nobody_gets_is_a_failure() {
     let said = failure(&output, 1);
     assert!(said.contains("standard output") && said.contains("No space"), "{said}");
 }
+
+/// A shell closes them with `<&-` and `>&-`.
+#[test]
+fn a_closed_stream_is_an_error_and_nothing_is_touched() {
+    let place = Place::new(10);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    fs::write(place.path("keep"), b"precious").unwrap();
+    for (command, stream) in [
+        ("cp - keep <&-", "input"),
+        ("cp - new <&-", "input"),
+        ("cp - - <&-", "input"),
+        ("cp - new <&- >&- 2>said; code=$?; cat said >&2; exit $code", "input"),
+        ("cp from - >&-", "output"),
+        (&format!("send - {address} <&-"), "input"),
+        (&format!("send - {address} {address} <&-"), "input"),
+        ("probe >&-", "output"),
+        ("probe --json >&-", "output"),
+        ("bench rfc >&-", "output"),
+        ("bench rfc --json - >&-", "output"),
+    ] {
+        let said = failure(&shell(&place, &format!("\"$getbuf\" {command}")), 1);
+        let wanted = format!("standard {stream}: Bad file descriptor");
+        assert!(said.contains(&wanted), "{command}: {said}");
+        assert_eq!(fs::read(place.path("keep")).unwrap(), b"precious", "{command}");
+        assert!(!place.path("new").exists(), "{command}");
+    }
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_stream_that_is_open_the_other_way_is_an_error_and_nothing_is_touched() {
+    let place = Place::new(10);
+    fs::write(place.path("keep"), b"precious").unwrap();
+    for (command, stream) in [
+        ("cp - keep 0>other", "input"),
+        ("cp - new 0>>other", "input"),
+        ("cp from - 1<from", "output"),
+        ("probe 1<from", "output"),
+        ("bench rfc --time 1 1<from", "output"),
+    ] {
+        let said = failure(&shell(&place, &format!("\"$getbuf\" {command}")), 1);
+        let wanted = format!("standard {stream}: Bad file descriptor");
+        assert!(said.contains(&wanted), "{command}: {said}");
+        assert_eq!(fs::read(place.path("keep")).unwrap(), b"precious", "{command}");
+        assert!(!place.path("new").exists(), "{command}");
+    }
+}
+
+/// What is not used may be closed, and what is opened does not take its number.
+#[test]
+fn streams_that_are_not_used_may_be_closed() {
+    let place = Place::new(100_000);
+    let streams = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"];
+    for streams in streams {
+        success(&shell(&place, &format!("\"$getbuf\" cp from to {streams}")));
+        place.is_copied("to");
+    }
+    // Nothing of what it says is in the file.
+    success(&shell(&place, "\"$getbuf\" cp - to <from >&- 2>&-"));
+    place.is_copied("to");
+    let output = shell(&place, "\"$getbuf\" cp from - <&- 2>&-");
+    success(&output);
+    assert!(output.stdout == place.bytes);
+    let output = shell(&place, "\"$getbuf\" cp - - < /dev/null");
+    success(&output);
+    assert_eq!(output.stdout, b"");
+    // That somebody gives the null device, also both ways, is no closed stream.
+    success(&shell(&place, "\"$getbuf\" cp - null <>/dev/null 1<>/dev/null"));
+    success(&shell(&place, "\"$getbuf\" probe 1<>/dev/null"));
+    assert_eq!(fs::read(place.path("null")).unwrap(), b"");
+}
