@@ -91,7 +91,7 @@ impl Ground {
             Source::Pipe => {
                 let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
                 let _ = fcntl_setpipe_size(&write, PIPE);
-                feeder = Some(feed(write, Arc::clone(data)));
+                feeder = Some(feed(write, Arc::clone(data))?);
                 read
             }
         };
@@ -244,9 +244,16 @@ pub(crate) fn source_file(folder: &Path, data: &[u8]) -> Result<File> {
     Ok(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?)
 }
 
+/// Starts a thread.
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.into()).spawn(body).with_context(|| {
+        format!("starting the thread {name:?}: where RLIMIT_NPROC forbids it, raise it (ulimit -u)")
+    })
+}
+
 /// Keeps a pipe full until nobody reads it.
-fn feed(pipe: OwnedFd, data: Arc<[u8]>) -> JoinHandle<()> {
-    thread::spawn(move || {
+fn feed(pipe: OwnedFd, data: Arc<[u8]>) -> Result<JoinHandle<()>> {
+    spawn("feed", move || {
         let mut at = 0;
         while let Ok(bytes) = rustix::io::write(&pipe, &data[at..]) {
             at = (at + bytes) % data.len();
@@ -297,9 +304,7 @@ impl Peer {
         }
         let receiver = Receiver { poll, far, starts, tcp, data: Arc::clone(data) };
         let theirs = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("peer".into()).spawn(move || {
-            receiver.run(&theirs);
-        })?;
+        let thread = spawn("peer", move || receiver.run(&theirs))?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

@@ -5,16 +5,16 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::gettid;
 use uring_getbuf::{Engine, Support};
 
 use crate::cases::{Case, Point, Sink};
-use crate::ground::{Ground, SIZE, pattern, source_file};
+use crate::ground::{Ground, SIZE, pattern, source_file, spawn};
 use crate::machine::Machine;
 use crate::mark::mark;
 use crate::report::{CaseResult, Measured, NotRun, PointResult, Results, WayResult};
@@ -48,6 +48,24 @@ pub struct Options {
     pub only: Option<String>,
 }
 
+impl Options {
+    fn wants(&self, kind: &Kind) -> bool {
+        self.only.as_ref().is_none_or(|only| kind.to_string().contains(only))
+    }
+
+    fn check_only(&self) -> Result<()> {
+        let all = || self.cases.iter().flat_map(|case| Kind::of(case));
+        let Some(only) = &self.only else { return Ok(()) };
+        if all().any(|kind| self.wants(&kind)) {
+            return Ok(());
+        }
+        let mut names: Vec<_> = all().map(|kind| format!("{:?}", kind.to_string())).collect();
+        names.sort();
+        names.dedup();
+        bail!("no way has {only:?} in its name; there are {}", names.join(", "))
+    }
+}
+
 /// How far it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
@@ -77,12 +95,14 @@ pub(crate) struct Sample {
 ///
 /// # Errors
 ///
-/// Where nothing can be measured at all: there is no room for the files.
+/// Where nothing can be measured at all: there is no room for the files, or no way has the name that
+/// is asked for.
 pub fn run(
     options: &Options,
     stop: &dyn Fn() -> bool,
     mut progress: impl FnMut(Progress<'_>),
 ) -> Result<Results> {
+    options.check_only()?;
     raise_file_limit();
     let data = pattern();
     let source = source_file(&options.folder, &data)?;
@@ -111,12 +131,13 @@ pub fn run(
             let what = format!("{}, {} {}", case.name, point.on(case.axis), case.axis.name());
             progress(Progress { done, total, what: &what });
             let time = end.saturating_duration_since(Instant::now()) / (total - done) as u32;
-            points.push(bench.point(case, point, time)?);
+            let (point, complete) = bench.point(case, point, time)?;
+            results.interrupted |= !complete;
+            points.push(point);
             done += 1;
         }
         results.cases.push(CaseResult { case: **case, points });
     }
-    results.interrupted |= stop();
     progress(Progress { done, total, what: "" });
     Ok(results)
 }
@@ -146,10 +167,9 @@ impl Bench<'_> {
         ground.map(Arc::new)
     }
 
-    fn point(&self, case: &Case, point: Point, time: Duration) -> Result<PointResult> {
-        let wanted = |kind: &Kind| {
-            self.options.only.as_ref().is_none_or(|only| kind.to_string().contains(only))
-        };
+    /// Measures a point, and says whether it came to its end.
+    fn point(&self, case: &Case, point: Point, time: Duration) -> Result<(PointResult, bool)> {
+        let wanted = |kind: &Kind| self.options.wants(kind);
         let kinds: Vec<_> = Kind::of(case).into_iter().filter(wanted).collect();
         let begin = Instant::now();
         // What a way leaves half done is not another one's to start with.
@@ -161,12 +181,12 @@ impl Bench<'_> {
         let left = time.saturating_sub(begin.elapsed());
         let running = ways.iter().filter(|(_, way)| way.is_ok()).count().max(1);
         let slot = left / (running * (self.options.repeats + 1)) as u32;
-        self.rounds(&mut ways, slot.clamp(SHORTEST, LONGEST), point, begin + time);
+        let complete = self.rounds(&mut ways, slot.clamp(SHORTEST, LONGEST), point, begin + time);
         let ways = ways.into_iter().map(|(kind, way)| WayResult {
             name: kind.to_string(),
             outcome: way.map(Running::end),
         });
-        Ok(PointResult { point, ways: ways.collect() })
+        Ok((PointResult { point, ways: ways.collect() }, complete))
     }
 
     /// Sets a way up, and sees to it that it moves the right bytes.
@@ -211,13 +231,14 @@ impl Bench<'_> {
         Ok(running)
     }
 
+    /// Whether there are as many samples as were asked for.
     fn rounds(
         &self,
         ways: &mut [(Kind, Result<Running, NotRun>)],
         slot: Duration,
         point: Point,
         end: Instant,
-    ) {
+    ) -> bool {
         let lanes = u64::from(point.lanes());
         let stopped = || (self.stop)();
         for (_, way) in ways.iter_mut() {
@@ -235,7 +256,7 @@ impl Bench<'_> {
                 *way = Err(error.into());
             }
             if stopped() {
-                return;
+                return false;
             }
         }
         let count = ways.len();
@@ -243,23 +264,25 @@ impl Bench<'_> {
             // Where there is more time, more samples rather than longer ones.
             let more =
                 self.options.requests.is_none() && Instant::now() + slot * count as u32 <= end;
-            if round >= self.options.repeats && !more {
-                return;
+            let enough = round >= self.options.repeats;
+            if enough && !more {
+                return true;
             }
             for index in 0..count {
                 // There and back, so that nobody always has the same neighbour before it.
                 let index = if round % 2 == 0 { index } else { count - 1 - index };
                 let (_, way) = &mut ways[index];
                 let Ok(running) = way else { continue };
+                if stopped() {
+                    return enough;
+                }
                 match running.sample(running.blocks) {
                     Ok(sample) => running.measured.samples.push(sample),
                     Err(error) => *way = Err(error.into()),
                 }
-                if stopped() {
-                    return;
-                }
             }
         }
+        true
     }
 }
 
@@ -312,9 +335,7 @@ impl Running {
         let (tasks, todo) = channel();
         let (answer, answers) = channel();
         let (ground, support) = (Arc::clone(ground), support.clone());
-        let thread = thread::Builder::new().name("way".into()).spawn(move || {
-            live(kind, &ground, &support, &todo, &answer);
-        })?;
+        let thread = spawn("way", move || live(kind, &ground, &support, &todo, &answer))?;
         let running = Self { tasks, answers, thread, blocks: 1, measured: Measured::default() };
         running.answer()?;
         Ok(running)

@@ -13,8 +13,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::args::BenchArgs;
 use crate::end::End;
 use crate::ends::{DASH, failed};
+use crate::signals::Signals;
 use crate::stdio::Output;
-use crate::transfer::cancel_on_signals;
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), End> {
     let output = Output::open()?;
@@ -27,15 +27,15 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), End> {
         folder: args.dir.clone().unwrap_or_else(std::env::temp_dir),
         only: args.only.clone(),
     };
-    let canceller = cancel_on_signals()?;
+    let signals = Signals::take()?;
     let bar = Bar::new();
     let results =
-        getbuf_bench::run(&options, &|| canceller.is_cancelled(), |progress| bar.show(progress));
+        getbuf_bench::run(&options, &|| signals.are_there(), |progress| bar.show(progress));
     bar.0.finish_and_clear();
     let results = results.map_err(|error| End::failed(format!("{error:#}")))?;
     tell(args, &results, output)?;
-    if canceller.is_cancelled() {
-        return Err(End::interrupted("interrupted"));
+    if signals.are_there() {
+        return Err(signals.interrupted("interrupted"));
     }
     Ok(())
 }

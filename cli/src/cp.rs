@@ -11,6 +11,7 @@ use crate::args::CpArgs;
 use crate::end::End;
 use crate::ends::{self, DASH, Named, failed};
 use crate::fit;
+use crate::signals::{self, Signals};
 use crate::stdio::Stream;
 use crate::transfer;
 
@@ -18,17 +19,19 @@ pub(crate) fn run(args: &CpArgs) -> Result<(), End> {
     let source = ends::open_source(&args.source)?;
     let from = source.stat()?;
     let mut ring = fit::ring(&args.options, 2)?;
+    let signals = Signals::prepare()?;
+    signals::need_worker()?;
     let sink = open_sink(args, &from)?;
     let to = sink.stat()?;
     if are_same(&from, &to) {
         return Err(End::failed(format!("{} and {} are the same file", source.name, sink.name)));
     }
-    let canceller = transfer::cancel_on_signals()?;
+    signals.begin()?;
     // Only now: whatever could be refused has been.
     if is_file(&to) && sink.stream.is_none() {
         ftruncate(&sink.file, 0).map_err(|errno| failed(&sink.name, errno))?;
     }
-    let moved = transfer::run(&mut ring, &source, &sink, &args.options, &canceller)?;
+    let moved = transfer::run(&mut ring, &source, &sink, &args.options, &signals)?;
     moved.tell(&args.options, "");
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// As of a program that SIGINT has ended.
-const INTERRUPTED: u8 = 130;
+/// A shell says that a program was ended by a signal by the signal's number above this.
+const SIGNALLED: i32 = 128;
 
 /// Why a command ended, in words, and the exit code that says so.
 #[derive(Debug)]
@@ -20,8 +20,10 @@ impl End {
         Self { message: Some(message.to_string()), code: 1 }
     }
 
-    pub(crate) fn interrupted(message: impl fmt::Display) -> Self {
-        Self { message: Some(message.to_string()), code: INTERRUPTED }
+    /// By this signal.
+    pub(crate) fn interrupted(signal: i32, message: impl fmt::Display) -> Self {
+        let code = u8::try_from(SIGNALLED + signal).unwrap_or(1);
+        Self { message: Some(message.to_string()), code }
     }
 
     /// Whoever reads the output has gone: nobody is left to tell.

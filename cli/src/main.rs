@@ -3,15 +3,16 @@
 
 mod args;
 mod bench;
+mod connect;
 mod cp;
 mod end;
 mod ends;
-mod fan;
 mod fit;
 mod probe;
 mod progress;
 mod proxy;
 mod send;
+mod signals;
 mod stdio;
 mod transfer;
 

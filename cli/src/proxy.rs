@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use uring_getbuf::relay::{Canceller, Proxy, Step};
+use uring_getbuf::relay::{Proxy, Step};
 use uring_getbuf::ring::Attached;
 use uring_getbuf::slots::Event;
 use uring_getbuf::{ErrorKind as Kind, Ring};
@@ -18,7 +18,8 @@ use uring_getbuf::{ErrorKind as Kind, Ring};
 use crate::args::{Address, ProxyArgs};
 use crate::end::{End, say};
 use crate::ends::failed;
-use crate::transfer::{cancel_on_signals, plural};
+use crate::signals::Signals;
+use crate::transfer::plural;
 
 /// How often the loop looks for a signal while nothing moves, and tries again to accept.
 const LOOK: Duration = Duration::from_millis(100);
@@ -67,7 +68,7 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<(), End> {
     let listener = listen(&args.listen)?;
     let (mut ring, connections) = make_ring(args)?;
     let listening = ring.attach(&listener).map_err(End::failed)?;
-    let canceller = cancel_on_signals()?;
+    let signals = Signals::take()?;
     let mut server = Server {
         proxy: Proxy::new(&ring),
         opening: Vec::new(),
@@ -84,7 +85,7 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<(), End> {
         upstream,
         most: connections.into(),
     };
-    server.serve(&canceller).map_err(End::failed)?;
+    server.serve(&signals).map_err(End::failed)?;
     server.close().map_err(End::failed)?;
     server.tell();
     Ok(())
@@ -161,13 +162,13 @@ fn allow(files: u64) {
 }
 
 impl Server<'_> {
-    fn serve(&mut self, canceller: &Canceller) -> uring_getbuf::Result<()> {
+    fn serve(&mut self, signals: &Signals) -> uring_getbuf::Result<()> {
         let address = self.listener.local_addr();
         if let (Ok(address), false) = (address, self.args.quiet) {
             let most = self.most;
             say(format_args!("listening on {address}, for at most {most} connections at a time"));
         }
-        while !canceller.is_cancelled() {
+        while !signals.are_there() {
             self.accept()?;
             self.ring.wait_timeout(1, LOOK)?;
             while let Some(event) = self.ring.next_event() {

@@ -1,95 +1,199 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `getbuf send`
+//! `getbuf send`, to one receiver or to many: what becomes of one is nothing to the others.
 
-use std::io::{ErrorKind, Read};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::cell::Cell;
+use std::io::{self, Read};
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use uring_getbuf::relay::Canceller;
+use rustix::net::{connect_unspec, sockopt::set_socket_linger};
+use uring_getbuf::relay::{FanOut, FanReport, SinkReport};
+use uring_getbuf::{Engine, ErrorKind, Ring};
 
-use crate::args::{Address, SendArgs};
-use crate::end::End;
+use crate::args::SendArgs;
+use crate::end::{End, say};
 use crate::ends::{self, Named, failed};
-use crate::transfer;
-use crate::{fan, fit};
+use crate::progress::Bar;
+use crate::signals::{self, Signals};
+use crate::transfer::{self, plural};
+use crate::{connect, fit};
 
-/// How long the receiver has to close the connection, once everything is sent.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
-pub(crate) const LEFT: &str = "the receiver left before it had everything";
-pub(crate) const STILL_OPEN: &str = "; the receiver has not closed the connection yet";
+/// How long the receivers have to close their connections, once everything is sent.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LEFT: &str = "the receiver left before it had everything";
+const STILL_OPEN: &str = "; the receiver has not closed the connection yet";
 /// How often a wait for it looks at what else there is.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// A receiver, by the name that it was given.
+struct Peer {
+    name: String,
+    stream: TcpStream,
+    /// It was sent everything.
+    whole: Cell<bool>,
+}
+
 pub(crate) fn run(args: &SendArgs) -> Result<(), End> {
-    let [address] = &args.addresses[..] else { return fan::run(args) };
     let source = ends::open_source(&args.source)?;
-    let mut ring = fit::ring(&args.options, 2)?;
-    let stream = connect(address)?;
-    let name = address.to_string();
-    let other = stream.try_clone().map_err(|error| failed(&name, error))?;
-    let sink = Named::own(name, other);
-    let canceller = transfer::cancel_on_signals()?;
-    let moved = transfer::run(&mut ring, &source, &sink, &args.options, &canceller)?;
-    let arrived = || transfer::arrived(moved.bytes(), &sink);
-    let ended = stream.shutdown(Shutdown::Write);
-    let remark = match ended.and_then(|()| finish(stream, Instant::now() + PATIENCE, &canceller)) {
-        Ok(Receiver::Closed) => "",
-        Ok(Receiver::StillOpen) => STILL_OPEN,
-        Ok(Receiver::Interrupted) => {
-            return Err(End::interrupted(format!("interrupted; {}", arrived())));
+    let mut ring = fit::ring(&args.options, args.addresses.len() + 1)?;
+    let signals = Signals::take()?;
+    signals::need_worker()?;
+    let count = args.addresses.len();
+    let mut peers = Vec::with_capacity(count);
+    let connected = connect::all(&args.addresses, args.patience, &signals)?;
+    for (address, outcome) in args.addresses.iter().zip(connected) {
+        let name = address.to_string();
+        match outcome {
+            Ok(stream) => peers.push(Peer { name, stream, whole: Cell::new(false) }),
+            Err(why) if count == 1 => return Err(failed(&name, why)),
+            Err(why) => failed(&name, why).say(),
         }
-        Err(error) => {
-            return Err(failed(&sink.name, format_args!("{LEFT}: {error}; {}", arrived())));
+    }
+    if peers.is_empty() {
+        return Err(End::failed("there is no receiver to send to"));
+    }
+    let (report, time) = send(&mut ring, &source, &peers, args, &signals)?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut whole = 0;
+    let mut remark = "";
+    for (peer, SinkReport { bytes, error, .. }) in peers.into_iter().zip(report.sinks) {
+        let outcome = match error {
+            Some(error) => Err(error.to_string()),
+            None => {
+                finish(peer.stream, deadline, &signals).map_err(|error| format!("{LEFT}: {error}"))
+            }
+        };
+        match outcome {
+            Ok(open) => {
+                whole += 1;
+                remark = open;
+                if count > 1 && !args.options.quiet {
+                    say(format_args!("{}: {}{open}", peer.name, plural(bytes)));
+                }
+            }
+            Err(why) => {
+                let end = failed(&peer.name, format_args!("{why}; {} arrived", at_most(bytes)));
+                if count == 1 {
+                    return Err(end);
+                }
+                end.say();
+            }
         }
-    };
-    moved.tell(&args.options, remark);
+    }
+    if !args.options.quiet {
+        let all = format!(", to {whole} of {count} receivers");
+        let remark = if count == 1 { remark } else { &all };
+        transfer::tell(report.bytes, report.engine, time, remark);
+    }
+    if whole < count {
+        let left = count - whole;
+        return Err(End::failed(format!("{left} of {count} receivers have not got everything")));
+    }
     Ok(())
 }
 
-/// Tries every address that the name has, and tells what the last one said.
-pub(crate) fn connect(address: &Address) -> Result<TcpStream, End> {
-    let failed = |what: String| failed(&address.to_string(), what);
-    let found = (address.host.as_str(), address.port)
-        .to_socket_addrs()
-        .map_err(|error| failed(format!("looking up the host: {error}")))?;
-    let mut last = failed("this host has no address".into());
-    for candidate in found {
-        match TcpStream::connect(candidate) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = failed(format!("connecting to {candidate}: {error}")),
-        }
+fn send(
+    ring: &mut Ring,
+    source: &Named,
+    peers: &[Peer],
+    args: &SendArgs,
+    signals: &Signals,
+) -> Result<(FanReport, Duration), End> {
+    let from = source.position();
+    let mut bar = Bar::new(&args.options);
+    let begin = Instant::now();
+    let mut fan = FanOut::new(&source.file)
+        .source_offset(from.unwrap_or(0))
+        .block_size(args.options.block_size.unwrap_or(u32::MAX))
+        .zero_copy_send(pays_zero_copy(ring, peers))
+        .canceller(signals.canceller())
+        .on_progress(|progress| bar.show(progress))
+        .on_done(|index, sink| peers[index].close(sink.error.is_none()));
+    for peer in peers {
+        fan = fan.sink(&peer.stream);
     }
-    Err(last)
+    if let Some(patience) = args.patience {
+        fan = fan.patience(patience);
+    }
+    if let Some(lag) = args.lag {
+        fan = fan.lag(lag);
+    }
+    let done = fan.run(ring);
+    let time = begin.elapsed();
+    bar.clear();
+    let bytes = done.as_ref().map_or_else(|failure| failure.report.bytes, |report| report.bytes);
+    source.advance(from, bytes);
+    let failure = match done {
+        Ok(report) => return Ok((report, time)),
+        Err(failure) => failure,
+    };
+    let arrived = match (peers, &failure.report.sinks[..]) {
+        ([peer], [sink]) => format!("{} arrived at {}", at_most(sink.bytes), peer.name),
+        _ => {
+            let whole = peers.iter().filter(|peer| peer.whole.get()).count();
+            format!("{whole} of {} receivers have everything", peers.len())
+        }
+    };
+    Err(match failure.error.kind() {
+        ErrorKind::Cancelled => signals.interrupted(format_args!("interrupted; {arrived}")),
+        _ => failed(&source.name, format_args!("{}; {arrived}", failure.error)),
+    })
 }
 
-pub(crate) enum Receiver {
-    Closed,
-    StillOpen,
-    Interrupted,
+/// Whether it is sent without a copy. Of many receivers a slow one would keep all the leases, and
+/// to this machine the kernel copies all the same.
+fn pays_zero_copy(ring: &Ring, peers: &[Peer]) -> bool {
+    let [peer] = peers else { return false };
+    let is_here = || {
+        let own = peer.stream.local_addr()?.ip().to_canonical();
+        let other = peer.stream.peer_addr()?.ip().to_canonical();
+        io::Result::Ok(other.is_loopback() || own == other)
+    };
+    ring.engine() != Engine::Copy && !is_here().unwrap_or(true)
+}
+
+/// What a socket takes, its peer may never get.
+fn at_most(bytes: u64) -> String {
+    format!("{}{}", if bytes > 0 { "at most " } else { "" }, plural(bytes))
+}
+
+impl Peer {
+    /// Ends a connection for writing; one that has not got everything is reset now, so that nobody
+    /// takes what there is for the whole.
+    fn close(&self, whole: bool) {
+        self.whole.set(whole);
+        // If one of them fails, the connection has gone, and the last look at it will say so.
+        if whole {
+            let _ = set_socket_linger(&self.stream, None);
+            let _ = self.stream.shutdown(Shutdown::Write);
+        } else {
+            let _ = connect_unspec(&self.stream);
+        }
+    }
 }
 
 /// Waits a little for the receiver to end the connection for reading, which has been ended for
 /// writing: what was sent is with our kernel only, and a receiver that leaves without having read it
 /// resets the connection. What it has to say is read and dropped, as leaving that unread would reset
-/// it, too.
-pub(crate) fn finish(
-    mut stream: TcpStream,
-    deadline: Instant,
-    canceller: &Canceller,
-) -> std::io::Result<Receiver> {
+/// it, too. A signal ends the wait: there is nothing left to interrupt.
+fn finish(mut stream: TcpStream, deadline: Instant, signals: &Signals) -> io::Result<&'static str> {
     stream.set_read_timeout(Some(LOOK))?;
-    let mut dropped = [0; 4096];
+    let mut dropped = vec![0; 1 << 16];
     loop {
         match stream.read(&mut dropped) {
             // The end of what it says may come before its reset.
-            Ok(0) => return stream.take_error()?.map_or(Ok(Receiver::Closed), Err),
+            Ok(0) => return stream.take_error()?.map_or(Ok(""), Err),
             Err(error)
-                if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
             {
                 return Err(error);
             }
-            Ok(_) | Err(_) if canceller.is_cancelled() => return Ok(Receiver::Interrupted),
-            Ok(_) | Err(_) if Instant::now() >= deadline => return Ok(Receiver::StillOpen),
+            Ok(_) | Err(_) if signals.are_there() || Instant::now() >= deadline => {
+                return Ok(STILL_OPEN);
+            }
             Ok(_) | Err(_) => {}
         }
     }

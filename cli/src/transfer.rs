@@ -1,21 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One transfer: the progress bar, Ctrl-C, and the line at its end.
+//! One transfer: the progress bar, and the line at its end.
 
 use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
-use rustix::fs::FileType;
 use rustix::io::Errno;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use signal_hook::low_level::emulate_default_handler;
-use uring_getbuf::relay::{Canceller, Failure, Relay, Report};
+use uring_getbuf::relay::{Failure, Relay, Report};
 use uring_getbuf::{Engine, ErrorKind, Ring};
 
 use crate::args::Options;
 use crate::end::{End, say};
 use crate::ends::Named;
 use crate::progress::Bar;
+use crate::signals::Signals;
 use crate::stdio::Stream;
 
 /// What was moved, and how long that took.
@@ -31,7 +28,7 @@ pub(crate) fn run(
     source: &Named,
     sink: &Named,
     options: &Options,
-    canceller: &Canceller,
+    signals: &Signals,
 ) -> Result<Moved, End> {
     let (from, to) = (source.position(), sink.position());
     let mut bar = Bar::new(options);
@@ -41,7 +38,7 @@ pub(crate) fn run(
         .sink_offset(to.unwrap_or(0))
         // The ring's own are whole pages.
         .block_size(options.block_size.unwrap_or(u32::MAX))
-        .canceller(canceller)
+        .canceller(signals.canceller())
         .on_progress(|progress| bar.show(progress))
         .run(ring);
     let time = begin.elapsed();
@@ -49,15 +46,11 @@ pub(crate) fn run(
     let bytes = moved.as_ref().map_or_else(|failure| failure.report.bytes, |report| report.bytes);
     source.advance(from, bytes);
     sink.advance(to, bytes);
-    let report = moved.map_err(|failure| why(&failure, source, sink))?;
+    let report = moved.map_err(|failure| why(&failure, source, sink, signals))?;
     Ok(Moved { report, time })
 }
 
 impl Moved {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.report.bytes
-    }
-
     /// The line at the end.
     pub(crate) fn tell(&self, options: &Options, remark: &str) {
         if options.quiet {
@@ -84,37 +77,12 @@ pub(crate) fn plural(bytes: u64) -> String {
     format!("{bytes} byte{}", if bytes == 1 { "" } else { "s" })
 }
 
-/// "5 bytes arrived at x". A socket takes what its peer may never get.
-pub(crate) fn arrived(bytes: u64, sink: &Named) -> String {
-    let is_socket =
-        sink.stat().is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket);
-    let at_most = if is_socket && bytes > 0 { "at most " } else { "" };
-    format!("{at_most}{} arrived at {}", plural(bytes), sink.name)
-}
-
-/// The first signal ends the transfer in order, the second one ends the program.
-pub(crate) fn cancel_on_signals() -> Result<Canceller, End> {
-    let mut signals = Signals::new([SIGINT, SIGTERM])
-        .map_err(|error| End::failed(format!("handling signals: {error}")))?;
-    let canceller = Canceller::new();
-    let cancelled = canceller.clone();
-    std::thread::spawn(move || {
-        for signal in signals.forever() {
-            if cancelled.is_cancelled() {
-                let _ = emulate_default_handler(signal);
-            }
-            cancelled.cancel();
-        }
-    });
-    Ok(canceller)
-}
-
 /// Says whose fault it was, and how much arrived.
-fn why(failure: &Failure, source: &Named, sink: &Named) -> End {
-    let arrived = arrived(failure.report.bytes, sink);
+fn why(failure: &Failure, source: &Named, sink: &Named, signals: &Signals) -> End {
+    let arrived = format!("{} arrived at {}", plural(failure.report.bytes), sink.name);
     let error = &failure.error;
     match error.kind() {
-        ErrorKind::Cancelled => End::interrupted(format!("interrupted; {arrived}")),
+        ErrorKind::Cancelled => signals.interrupted(format_args!("interrupted; {arrived}")),
         ErrorKind::Source => End::failed(format!("{}: {error}; {arrived}", source.name)),
         ErrorKind::Sink if is_closed_output(failure, sink) => End::quietly(),
         ErrorKind::Sink => End::failed(format!("{}: {error}; {arrived}", sink.name)),

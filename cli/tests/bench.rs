@@ -2,6 +2,7 @@
 //! `getbuf bench`: every way moves the right bytes, or says why it does not run.
 
 use std::fs;
+use std::io::Read;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -154,4 +155,80 @@ fn what_makes_no_sense_is_refused_by_name() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains(says), "{said}");
     }
+}
+
+#[test]
+fn what_cannot_be_written_is_told_before_the_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let inside = |name: &str| folder.path().join(name).to_str().expect("ASCII").to_owned();
+    fs::write(inside("file"), "precious").expect("a file");
+    let begin = Instant::now();
+    for option in ["--json", "--report"] {
+        for (path, why) in [
+            (inside("none/x"), "No such file"),
+            (inside(""), "directory"),
+            (inside("file/x"), "Not a directory"),
+        ] {
+            let output = run(&["rfc", "--time", "3600", option, &path]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.contains(&*path) && said.contains(why), "{said}");
+            assert!(output.stdout.is_empty());
+        }
+    }
+    assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+    // What is there stays until there is something in its place, and nothing new is left behind.
+    let output = run(&["--dir", "/nowhere", "--json", &inside("file"), "--report", &inside("new")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(fs::read(inside("file")).expect("it is there"), b"precious");
+    assert!(!folder.path().join("new").exists());
+}
+
+#[test]
+fn what_was_there_is_replaced_as_a_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("results.json");
+    fs::write(&path, vec![b'x'; 1 << 20]).expect("a file");
+    let json = path.to_str().expect("ASCII");
+    let output = run(&["look", "--requests", "8", "--repeats", "1", "--json", json]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice::<Value>(&fs::read(&path).expect("it is there")).expect("JSON");
+}
+
+#[test]
+fn a_way_that_is_not_there_is_an_error_with_those_that_are() {
+    for arguments in [&["--only", "nonesuch"][..], &["look", "--only", "sendfile"]] {
+        let output = run(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("pread(2)") && said.contains(arguments.last().unwrap()), "{said}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+/// All was measured, and is being written.
+#[test]
+fn an_interruption_after_the_last_sample_is_success() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("fifo");
+    let made = Command::new("mkfifo").arg(&path).status().expect("mkfifo");
+    assert!(made.success());
+    let child = bench(&["look", "--requests", "1", "--repeats", "1000", "--json"])
+        .arg(&path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("getbuf runs");
+    let mut json = fs::File::open(&path).expect("a pipe");
+    let mut got = vec![0];
+    json.read_exact(&mut got).expect("the first byte");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+    thread::sleep(Duration::from_millis(300));
+    json.read_to_end(&mut got).expect("the others");
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(got.len() > 100_000, "{} bytes fit a pipe", got.len());
+    let results: Value = serde_json::from_slice(&got).expect("JSON");
+    assert_eq!(results["interrupted"], false);
 }

@@ -47,6 +47,14 @@ pub(crate) enum NotRun {
     Failed(String),
 }
 
+impl Results {
+    /// Whether it was ended before everything was measured.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted
+    }
+}
+
 impl From<anyhow::Error> for NotRun {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(format!("{error:#}"))

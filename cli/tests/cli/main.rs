@@ -2,11 +2,13 @@
 //! The command line as a person or a script meets it: real files, pipes and sockets.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,7 @@ mod copy;
 mod limits;
 mod probe;
 mod proxy;
+mod receivers;
 mod send;
 mod signals;
 mod streams;
@@ -31,9 +34,14 @@ fn run(arguments: &[&str]) -> Output {
 
 /// Runs a script in the folder of a place. `$getbuf` is the program.
 fn shell(place: &Place, script: &str) -> Output {
+    shell_command(place, script).output().expect("a shell")
+}
+
+fn shell_command(place: &Place, script: &str) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-c", script]).env("getbuf", env!("CARGO_BIN_EXE_getbuf"));
-    shell.current_dir(place.folder.path()).stdin(Stdio::null()).output().expect("a shell")
+    shell.current_dir(place.folder.path()).stdin(Stdio::null());
+    shell
 }
 
 /// What it said of its failure, after a check that it was one with this exit code.
