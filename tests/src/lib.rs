@@ -2,6 +2,8 @@
 //! What the end-to-end cases share: a ring of the engine under test, files with content that tells
 //! its position, peers that read, and a limit on how long a case may take.
 
+pub mod fuse;
+
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -121,6 +121,7 @@ impl Errno {
     pub(crate) const CANCELED: Self = Self(libc::ECANCELED);
     pub(crate) const DQUOT: Self = Self(libc::EDQUOT);
     pub(crate) const FAULT: Self = Self(libc::EFAULT);
+    pub(crate) const FBIG: Self = Self(libc::EFBIG);
     pub(crate) const INVAL: Self = Self(libc::EINVAL);
     pub(crate) const NOBUFS: Self = Self(libc::ENOBUFS);
     pub(crate) const INTR: Self = Self(libc::EINTR);

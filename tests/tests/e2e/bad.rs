@@ -113,16 +113,18 @@ fn source_that_fails(rig: &Rig, source: &File, content: &[u8]) -> Verdict {
         let failure = outcome.expect_err("the device fails");
         is_eio(&failure.error);
         assert!(failure.report.bytes <= CUT as u64, "{failure}");
-        failure.report.bytes as usize
+        failure.report
     };
     let to_file = |ring: &mut Ring| -> Result<usize, Stop> {
         let sink = folder.sink()?;
         let moved = failed(Relay::new(source, &sink).block_size(BLOCK as u32).run(ring));
         let got = folder.sunk()?;
         let whole = |at: &usize| got.get(*at..*at + BLOCK) == Some(&content[*at..*at + BLOCK]);
-        let arrived = (0..SIZE).step_by(BLOCK).filter(whole).count();
-        assert_eq!(arrived * BLOCK, moved, "what it says that it has moved is there");
-        Ok(moved)
+        let arrived = (0..SIZE).step_by(BLOCK).filter(whole).count() * BLOCK;
+        assert_eq!(arrived as u64, moved.taken, "what it says that it has moved is there");
+        let in_order = (0..SIZE).step_by(BLOCK).take_while(whole).count() * BLOCK;
+        assert_eq!(in_order as u64, moved.bytes, "without a gap");
+        Ok(in_order)
     };
     assert!(to_file(&mut ring)? > 0);
     let (from, to) = pipe()?;
@@ -130,7 +132,7 @@ fn source_that_fails(rig: &Rig, source: &File, content: &[u8]) -> Verdict {
     let moved = failed(Relay::new(source, &to).run(&mut ring));
     drop(to);
     let got = peer.join().expect("the peer");
-    assert_eq!(moved, CUT, "in order, everything before it");
+    assert_eq!(moved.bytes, CUT as u64, "in order, everything before it");
     assert!(got == content[..CUT]);
     until_free(&mut ring, 4);
     // As chains.

@@ -502,7 +502,7 @@ fn wrong_numbers(rig: &Rig) -> Verdict {
         FanOut::new(&source),
         FanOut::new(&source).sink(&sink).depth(0),
         FanOut::new(&source).sink(&sink).block_size(0),
-        FanOut::new(&source).sink_at(&sink, u64::MAX),
+        FanOut::new(&source).sink_at(&sink, u64::MAX - 1),
     ] {
         let failure = fan.run(&mut ring).expect_err("nonsense");
         assert_eq!(failure.error.kind(), ErrorKind::InvalidInput, "{failure}");

@@ -13,10 +13,12 @@
 mod bad;
 mod chain;
 mod child;
+mod ends;
 mod fan;
 mod lease;
 mod life;
 mod look;
+mod odd;
 mod provide;
 mod relay;
 mod waits;
@@ -78,8 +80,10 @@ fn add(engine: Engine, trials: &mut Vec<Trial>) {
         ("lease", lease::CENTRAL, lease::CASES),
         ("chain", chain::CENTRAL, &[]),
         ("life", life::CENTRAL, life::CASES),
+        ("ends", &[], ends::CASES),
         ("fan", fan::CENTRAL, fan::CASES),
         ("look", look::CENTRAL, look::CASES),
+        ("odd", &[], odd::CASES),
         ("provide", provide::CENTRAL, provide::CASES),
         ("relay", relay::CENTRAL, relay::CASES),
         ("waits", waits::CENTRAL, waits::CASES),

@@ -22,7 +22,7 @@ use uring_getbuf::chain::ChainOutcome;
 use uring_getbuf::relay::{Canceller, Failure, Relay, Report};
 use uring_getbuf::ring::Ring;
 use uring_getbuf::slots::Event;
-use uring_getbuf::{ErrorKind, STREAM};
+use uring_getbuf::{Engine, ErrorKind, STREAM};
 
 use crate::Case;
 use crate::child::Sleeper;
@@ -79,8 +79,12 @@ const LENGTHS: [usize; 9] = [0, 1, 4095, 4096, 4097, 8191, 16384, 16385, 37 * 40
 
 /// What is right after a relay that succeeded.
 fn whole(ring: &mut Ring, report: Report, want: usize) {
-    assert_eq!(report.bytes, want as u64);
+    assert_eq!((report.bytes, report.taken), (want as u64, want as u64));
     assert!(report.engine == ring.engine() || ring.stats().fallbacks > 0);
+    match ring.engine() {
+        Engine::Copy => assert_eq!(report.copied, report.taken),
+        _ => assert!(report.copied == 0 || ring.stats().fallbacks > 0),
+    }
     let free = ring.capacity();
     quiet(ring, free);
 }
@@ -172,7 +176,7 @@ fn offsets_and_limit(rig: &Rig) -> Verdict {
     }
     let sink = folder.sink()?;
     for relay in [
-        Relay::new(&source, &sink).source_offset(u64::MAX),
+        Relay::new(&source, &sink).source_offset(u64::MAX - 1),
         Relay::new(&source, &sink).sink_offset(1 << 63),
         Relay::new(&source, &sink).block_size(0),
         Relay::new(&source, &sink).depth(0),
@@ -518,6 +522,21 @@ fn tiny_file_system(rig: &Rig) -> Verdict {
         }
         quiet(&mut ring, 4);
         std::fs::remove_file(&path)?;
+    }
+    // There is no room for the first block, and the others have theirs: what is behind a gap counts
+    // for nothing.
+    let sink = File::create(folder.path("tiny/sink"))?;
+    let mut at = 4096;
+    while sink.write_at(&[0xee; 4096], at).is_ok() {
+        at += 4096;
+    }
+    for on_this_thread in [false, true] {
+        let relay = Relay::new(&source, &sink).on_this_thread(on_this_thread);
+        let failure = relay.limit(at).run(&mut ring).expect_err("no room for the first block");
+        no_space(&failure);
+        assert_eq!(failure.report.bytes, 0, "{failure}");
+        assert!(on_this_thread || failure.report.taken > 0, "{:?}", failure.report);
+        quiet(&mut ring, 4);
     }
     Ok(())
 }
@@ -1030,10 +1049,12 @@ fn wrong_ends(rig: &Rig) -> Verdict {
         assert_eq!(failure.error.kind(), ErrorKind::InvalidInput, "{failure}");
         assert!(failure.to_string().contains("directory"), "{failure}");
     }
-    let failure = Relay::new(&sink, &sink).limit(5).run(&mut ring);
+    let other = File::create(folder.path("other"))?;
+    let failure = Relay::new(&sink, &other).limit(5).run(&mut ring);
     let failure = failure.expect_err("not open for reading");
     assert_eq!(failure.error.kind(), ErrorKind::Source, "{failure}");
-    let failure = Relay::new(&source, &source).run(&mut ring).expect_err("not for writing");
+    let closed = File::open(folder.path("other"))?;
+    let failure = Relay::new(&source, &closed).run(&mut ring).expect_err("not for writing");
     assert_eq!(failure.error.kind(), ErrorKind::Sink, "{failure}");
     assert_eq!(failure.error.raw_os_error(), Some(libc::EBADF));
     quiet(&mut ring, 4);

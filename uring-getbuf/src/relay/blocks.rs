@@ -5,7 +5,7 @@
 use std::os::fd::BorrowedFd;
 
 use super::at_once::AtOnce;
-use super::{Ends, Flow, Relay, Source, cancelled as was_cancelled};
+use super::{Direct, Ends, Flow, MAX_OFFSET, Relay, Source, cancelled as was_cancelled};
 use crate::chain::ChainOutcome;
 use crate::engine::Engine;
 use crate::error::{Errno, Result};
@@ -17,8 +17,8 @@ use crate::slots::{Event, LeaseId};
 struct Block {
     start: u64,
     len: u32,
-    /// Read into the pool, whatever the engine.
-    copied: bool,
+    /// It goes through the pool, because it has to or because nobody lent it.
+    pooled: bool,
 }
 
 struct Blocks {
@@ -27,10 +27,18 @@ struct Blocks {
     in_flight: usize,
     /// Where the next new block starts.
     next: u64,
-    /// Where the source ends, as far as is known.
+    /// Where the source says that it ends. Beyond it one block at a time asks for more.
+    told: Option<u64>,
+    /// Where it ends: there a fetch has got nothing, or it is not to go on.
     end: u64,
     /// Blocks to do again, whole or in part.
     again: Vec<Block>,
+    /// Blocks that are no whole sectors of a sink with `O_DIRECT`.
+    odd: Vec<Block>,
+    /// A block for which the sink has no offset.
+    beyond: Option<Block>,
+    /// Whether the ring's engine lends.
+    lends: bool,
 }
 
 pub(super) fn run(
@@ -39,96 +47,159 @@ pub(super) fn run(
     files: &Ends,
     source: Source,
     sink: BorrowedFd<'_>,
+    direct: Direct<'_>,
     flow: &mut Flow,
 ) -> Result<()> {
-    let end = relay.end(source.size);
-    // Where the source said that it ends.
-    let mut told = end;
     let mut blocks = Blocks {
         running: vec![None; ring.capacity()].into(),
         in_flight: 0,
         next: 0,
-        end,
+        told: relay.told(source),
+        end: relay.most(),
         again: Vec::with_capacity(2 * relay.depth),
+        odd: Vec::new(),
+        beyond: None,
+        lends: ring.engine() != Engine::Copy,
     };
-    let mut at_once = if relay.on_this_thread && flow.engine == Engine::Copy {
+    let at_once = if relay.on_this_thread && !blocks.lends {
         AtOnce::new(relay.source, sink, relay.block_size)
     } else {
         AtOnce::never(relay.source, sink)
     };
-    let mut cancelled = false;
-    loop {
-        if ring.free() == 0 {
-            // Slots of chains that are over may still have to be emptied.
-            ring.flush()?;
-        }
-        let mut moved_at_once = 0;
-        while flow.error.is_none()
-            && blocks.in_flight + moved_at_once < relay.depth
-            && ring.free() > 0
-        {
-            let Some(mut block) = blocks.take(relay.block_size) else { break };
-            let (from, to) = (relay.source_offset + block.start, relay.sink_offset + block.start);
-            if let Some(outcome) = at_once.moves(from, to, block.len) {
-                moved_at_once += 1;
-                blocks.told(block, outcome, flow);
+    let done = blocks.run(relay, ring, files, source, at_once, direct, flow);
+    if done.is_err() || flow.error.is_some() {
+        flow.right = Some(blocks.right());
+    }
+    done
+}
+
+impl Blocks {
+    #[expect(clippy::too_many_arguments, reason = "each is another end of what is moved")]
+    fn run(
+        &mut self,
+        relay: &mut Relay<'_>,
+        ring: &mut Ring,
+        files: &Ends,
+        source: Source,
+        mut at_once: AtOnce<'_>,
+        mut direct: Direct<'_>,
+        flow: &mut Flow,
+    ) -> Result<()> {
+        let mut cancelled = false;
+        loop {
+            if ring.free() == 0 {
+                // Slots of chains that are over may still have to be emptied.
+                ring.flush()?;
+            }
+            let mut moved_at_once = 0;
+            while flow.error.is_none()
+                && self.in_flight + moved_at_once < relay.depth
+                && ring.free() > 0
+            {
+                let Some(block) = self.take(relay) else { break };
+                let (from, to) =
+                    (relay.source_offset + block.start, relay.sink_offset + block.start);
+                if let Some(outcome) = at_once.moves(from, to, block.len) {
+                    moved_at_once += 1;
+                    self.told(block, outcome, &direct, flow);
+                    continue;
+                }
+                self.start(relay, ring, files, block, flow.copies)?;
+            }
+            if self.in_flight == 0 && moved_at_once > 0 {
+                relay.report_progress(flow, self.told);
+                if relay.is_cancelled() && flow.error.is_none() {
+                    flow.fail(was_cancelled());
+                }
                 continue;
             }
-            block.copied = flow.copied;
-            blocks.start(relay, ring, files, block)?;
-        }
-        if blocks.in_flight == 0 && moved_at_once > 0 {
-            relay.report_progress(flow, blocks.end);
-            if relay.is_cancelled() && flow.error.is_none() {
-                flow.fail(was_cancelled());
+            if self.in_flight == 0 {
+                if flow.error.is_some() {
+                    return Ok(());
+                }
+                if !self.odd.is_empty() {
+                    direct.clear();
+                    self.again.append(&mut self.odd);
+                    continue;
+                }
+                let Some(block) = self.beyond.take() else { return Ok(()) };
+                let offset = relay.source_offset + block.start;
+                match relay.fetch_one(ring, source, &files.source, offset, block.len)? {
+                    Some(_) => {
+                        self.again.push(block);
+                        flow.sink_failed(Errno::FBIG);
+                    }
+                    None => self.end = self.end.min(block.start),
+                }
+                continue;
             }
-            continue;
-        }
-        if blocks.in_flight == 0 {
-            // A file that has grown meanwhile has more.
-            if flow.error.is_some() || source.size.is_none() || blocks.end != told {
-                return Ok(());
+            if flow.error.is_some() && !cancelled {
+                files.cancel(ring)?;
+                cancelled = true;
             }
-            told = relay.end(Some(Source::of(relay.source)?.size.unwrap_or(0)));
-            if told <= blocks.end {
-                return Ok(());
-            }
-            blocks.end = told;
-            continue;
+            // Half of them: the others keep both files busy meanwhile, and a system call serves many.
+            relay.wait(ring, self.in_flight.div_ceil(2), flow)?;
+            self.take_events(ring, &direct, flow);
+            relay.report_progress(flow, self.told);
         }
-        if flow.error.is_some() && !cancelled {
-            files.cancel(ring)?;
-            cancelled = true;
-        }
-        // Half of them: the others keep both files busy meanwhile, and a system call serves many.
-        relay.wait(ring, blocks.in_flight.div_ceil(2), flow)?;
+    }
+
+    fn take_events(&mut self, ring: &mut Ring, direct: &Direct<'_>, flow: &mut Flow) {
+        let mut refused = ring.stats().fallbacks;
         while let Some(event) = ring.next_completion() {
             match event {
-                Event::Chained { id, outcome } => match blocks.running[usize::from(id.slot())] {
-                    Some((chain, block)) if chain == id => blocks.done(id, block, outcome, flow),
+                Event::Chained { id, outcome } => match self.running[usize::from(id.slot())] {
+                    Some((chain, block)) if chain == id => {
+                        self.running[usize::from(id.slot())] = None;
+                        self.in_flight -= 1;
+                        self.told(block, outcome, direct, flow);
+                    }
                     _ => ring.keep(event),
                 },
                 event => ring.keep(event),
             }
-        }
-        relay.report_progress(flow, blocks.end);
-    }
-}
-
-impl Blocks {
-    /// The next block to move.
-    fn take(&mut self, block_size: u32) -> Option<Block> {
-        while let Some(block) = self.again.pop() {
-            if block.start < self.end {
-                return Some(block);
+            if self.lends && refused != ring.stats().fallbacks {
+                refused = ring.stats().fallbacks;
+                for (id, block) in self.running.iter_mut().flatten() {
+                    block.pooled |= !ring.is_lent(*id);
+                }
             }
         }
-        let left = self.end.saturating_sub(self.next);
-        if left == 0 {
+    }
+
+    /// The next block to move.
+    fn take(&mut self, relay: &Relay<'_>) -> Option<Block> {
+        loop {
+            let mut block = match self.again.pop() {
+                Some(block) if block.start >= self.end => continue,
+                Some(block) => block,
+                None => self.new_block(relay.block_size)?,
+            };
+            let room = MAX_OFFSET - relay.sink_offset;
+            match room.saturating_sub(block.start) {
+                0 => self.beyond = Some(block),
+                room if room < block.len.into() => {
+                    self.rest(block, room as u32);
+                    block.len = room as u32;
+                    return Some(block);
+                }
+                _ => return Some(block),
+            }
+        }
+    }
+
+    fn new_block(&mut self, block_size: u32) -> Option<Block> {
+        let end = match self.told {
+            Some(told) if self.next < told => told.min(self.end),
+            Some(_) if self.in_flight > 0 || !self.odd.is_empty() => return None,
+            _ => self.end,
+        };
+        let left = end.saturating_sub(self.next);
+        if left == 0 || self.beyond.is_some() {
             return None;
         }
         let len = left.min(u64::from(block_size)) as u32;
-        let block = Block { start: self.next, len, copied: false };
+        let block = Block { start: self.next, len, pooled: false };
         self.next += u64::from(len);
         Some(block)
     }
@@ -138,48 +209,48 @@ impl Blocks {
         relay: &Relay<'_>,
         ring: &mut Ring,
         files: &Ends,
-        block: Block,
+        mut block: Block,
+        copies: bool,
     ) -> Result<()> {
         let from = relay.source_offset + block.start;
         let to = relay.sink_offset + block.start;
-        let source = if block.copied { files.source.copied() } else { files.source.source() };
+        let source = if copies { files.source.copied() } else { files.source.source() };
         let source = (&files.source, source);
         let id = ring.chain_write_from(source, from, block.len, &files.sink, to)?;
+        block.pooled = !self.lends || !ring.is_lent(id);
         self.running[usize::from(id.slot())] = Some((id, block));
         self.in_flight += 1;
         Ok(())
     }
 
-    fn done(&mut self, id: LeaseId, block: Block, outcome: ChainOutcome, flow: &mut Flow) {
-        self.running[usize::from(id.slot())] = None;
-        self.in_flight -= 1;
-        self.told(block, outcome, flow);
-    }
-
-    fn told(&mut self, block: Block, outcome: ChainOutcome, flow: &mut Flow) {
-        flow.moved += u64::from(outcome.moved());
+    fn told(&mut self, block: Block, outcome: ChainOutcome, direct: &Direct<'_>, flow: &mut Flow) {
+        let moved = u64::from(outcome.moved());
+        flow.moved += moved;
+        if block.pooled || !self.lends {
+            flow.copied += moved;
+        }
         match outcome {
             ChainOutcome::Done(_) => {}
             ChainOutcome::ShortFetch(0) => self.end = self.end.min(block.start),
-            ChainOutcome::ShortUse(0) => flow.sink_is_full(),
             // What came is moved by a chain of its length, and what did not is asked for again.
             ChainOutcome::ShortFetch(len) => {
                 self.rest(block, len);
                 self.again.push(Block { len, ..block });
             }
-            ChainOutcome::ShortUse(len) => self.rest(block, len),
-            ChainOutcome::FetchFailed(Errno::INTR) | ChainOutcome::UseFailed(Errno::INTR) => {
+            ChainOutcome::ShortUse(len @ 1..) => self.rest(block, len),
+            ChainOutcome::UseFailed(Errno::INVAL) if direct.is_set() => self.odd.push(block),
+            outcome => {
                 self.again.push(block);
+                match outcome {
+                    ChainOutcome::FetchFailed(Errno::INTR)
+                    | ChainOutcome::UseFailed(Errno::INTR) => {}
+                    // The sink cannot take the kernel's memory.
+                    ChainOutcome::UseFailed(Errno::FAULT) if !block.pooled => flow.copies = true,
+                    ChainOutcome::FetchFailed(errno) => flow.source_failed(errno),
+                    ChainOutcome::UseFailed(errno) => flow.sink_failed(errno),
+                    _ => flow.sink_is_full(),
+                }
             }
-            // The sink cannot take the kernel's memory.
-            ChainOutcome::UseFailed(Errno::FAULT)
-                if flow.engine != Engine::Copy && !block.copied =>
-            {
-                flow.copied = true;
-                self.again.push(block);
-            }
-            ChainOutcome::FetchFailed(errno) => flow.source_failed(errno),
-            ChainOutcome::UseFailed(errno) => flow.sink_failed(errno),
         }
     }
 
@@ -187,5 +258,13 @@ impl Blocks {
     fn rest(&mut self, block: Block, done: u32) {
         let (start, len) = (block.start + u64::from(done), block.len - done);
         self.again.push(Block { start, len, ..block });
+    }
+
+    /// How many of the first bytes are moved, without a gap.
+    fn right(&self) -> u64 {
+        let running = self.running.iter().flatten().map(|(_, block)| block);
+        let left = running.chain(&self.again).chain(&self.odd).chain(&self.beyond);
+        let left = left.map(|block| block.start);
+        left.chain([self.next, self.end]).min().unwrap_or(0)
     }
 }

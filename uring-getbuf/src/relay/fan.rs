@@ -10,10 +10,15 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use rustix::net::{RecvFlags, recv};
+
+use super::aside::Aside;
+use super::ends::{
+    At, Direct, MAX_OFFSET, Position, SECTOR, Sink, Source, check_apart, check_offset,
+};
 use super::stream::{Gate, SOURCE_READY};
 use super::{
-    Canceller, LOOK, MAX_OFFSET, Progress, SECTOR, Sink, Source, cancelled, sink_failed,
-    sink_is_full, source_failed, unfit,
+    Canceller, LOOK, Progress, cancelled, sink_failed, sink_is_full, source_failed, unfit,
 };
 use crate::consume::{STREAM, SendFlags};
 use crate::engine::Engine;
@@ -40,7 +45,9 @@ pub struct SinkReport {
 pub struct FanReport {
     /// Bytes that were fetched, once for all.
     pub bytes: u64,
-    /// The engine that fetched them.
+    /// How many of them were read into the copy pool. All others were lent.
+    pub copied: u64,
+    /// The engine that most of them came from; that of the ring, if there were none.
     pub engine: Engine,
     /// One for each sink, in the order in which they were added.
     pub sinks: Vec<SinkReport>,
@@ -105,6 +112,7 @@ pub struct FanOut<'a> {
     lag: Option<usize>,
     patience: Option<Duration>,
     zero_copy_send: bool,
+    discard_replies: bool,
     canceller: Option<Canceller>,
     progress: Option<Box<dyn FnMut(Progress) + 'a>>,
     done: Option<OnDone<'a>>,
@@ -123,6 +131,7 @@ impl<'a> FanOut<'a> {
             lag: None,
             patience: None,
             zero_copy_send: false,
+            discard_replies: false,
             canceller: None,
             progress: None,
             done: None,
@@ -134,15 +143,17 @@ impl<'a> FanOut<'a> {
         self.sink_at(sink, 0)
     }
 
-    /// Adds a sink that is written to from this offset on, in bytes. Only a file that is addressed
-    /// by offset has one.
+    /// Adds a sink that is written to from this offset on, in bytes. With [`STREAM`] a file is
+    /// written where it stands, and its position moves over what was written; see
+    /// [`Relay::sink_offset`](super::Relay::sink_offset).
     pub fn sink_at(mut self, sink: &'a impl AsFd, offset: u64) -> Self {
         self.sinks.push((sink.as_fd(), offset));
         self
     }
 
-    /// Where in the source to begin, in bytes. Only a file that is addressed by offset has one.
-    /// Default 0.
+    /// Where in the source to begin, in bytes. Default 0. With [`STREAM`] a file is read from where
+    /// it stands, and its position moves over what was read; see
+    /// [`Relay::source_offset`](super::Relay::source_offset).
     pub fn source_offset(mut self, offset: u64) -> Self {
         self.source_offset = offset;
         self
@@ -154,7 +165,8 @@ impl<'a> FanOut<'a> {
         self
     }
 
-    /// Most bytes to fetch at once. Default and maximum: the ring's block size.
+    /// Most bytes to fetch at once. Default and maximum: the ring's block size. From a pipe at least
+    /// 4096 are asked for, so that a packet is not cut (see `O_DIRECT` in `pipe(2)`).
     pub fn block_size(mut self, bytes: u32) -> Self {
         self.block_size = bytes;
         self
@@ -185,6 +197,14 @@ impl<'a> FanOut<'a> {
     /// keep its leases, and a slow one could keep them all, whatever `lag` and `patience` say.
     pub fn zero_copy_send(mut self, yes: bool) -> Self {
         self.zero_copy_send = yes;
+        self
+    }
+
+    /// Whether what a socket among the sinks sends back is read and thrown away while it is sent to.
+    /// Default no. A receiver that talks while it receives can otherwise block both sides: it waits
+    /// until somebody reads what it says, and takes nothing meanwhile.
+    pub fn discard_replies(mut self, yes: bool) -> Self {
+        self.discard_replies = yes;
         self
     }
 
@@ -219,46 +239,74 @@ impl<'a> FanOut<'a> {
     /// A [`FanFailure`] if the source or the ring fails, or it was cancelled. That a sink failed is
     /// no failure of the whole, even if it was the last one; see [`SinkReport::error`].
     pub fn run(mut self, ring: &mut Ring) -> Result<FanReport, FanFailure> {
-        let mut report = FanReport { bytes: 0, engine: ring.engine(), sinks: Vec::new() };
+        let engine = ring.engine();
+        let mut report = FanReport { bytes: 0, copied: 0, engine, sinks: Vec::new() };
         for _ in &self.sinks {
             report.sinks.push(SinkReport { bytes: 0, error: None });
         }
-        match self.start(ring, &mut report) {
+        let done = self.start(ring, &mut report);
+        if report.copied > report.bytes / 2 {
+            report.engine = Engine::Copy;
+        }
+        match done {
             Ok(()) => Ok(report),
             Err(error) => Err(FanFailure { error, report }),
         }
     }
 
     fn start(&mut self, ring: &mut Ring, report: &mut FanReport) -> Result<()> {
-        let invalid = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
         self.block_size = self.block_size.min(ring.block_size());
         self.depth = self.depth.min(ring.capacity());
         ring.empty_slots()?;
         if self.block_size == 0 || self.depth == 0 || ring.free() == 0 {
             return Err(unfit());
         }
-        let begin = self.sinks.iter().map(|(_, offset)| *offset).fold(self.source_offset, u64::max);
-        if begin > MAX_OFFSET {
-            return invalid(format!("a fan-out begins at an offset of at most {MAX_OFFSET} bytes"));
+        if self.sinks.is_empty() || self.sinks.len() > MOST_SINKS {
+            let what = format!("{} sinks: there can be 1 to {MOST_SINKS}", self.sinks.len());
+            return Err(Error::new(ErrorKind::InvalidInput, what));
         }
-        if self.sinks.is_empty() || self.sinks.len() > usize::from(u16::MAX) {
-            return invalid(format!("{} sinks: there can be 1 to 65535", self.sinks.len()));
+        check_offset(self.source_offset)?;
+        let mut source = Source::of(self.source)?;
+        for (sink, offset) in &self.sinks {
+            check_offset(*offset)?;
+            Sink::of(*sink)?;
+            check_apart((self.source, self.source_offset), (*sink, *offset), self.limit)?;
         }
-        let source = Source::of(self.source)?;
-        let file = ring.attach(&self.source)?;
+        let aside = match source.aside {
+            true => Some(Aside::start(self.source, self.source_offset, self.limit)?),
+            false => None,
+        };
+        let read = aside.as_ref().map_or(self.source, AsFd::as_fd);
+        if aside.is_some() {
+            source = Source::of(read)?;
+        }
+        let file = ring.attach(&read)?;
         let mut outs = Vec::with_capacity(self.sinks.len());
         let zero_copy = self.zero_copy_send && ring.support().features().send_zc;
         for (sink, begin) in &self.sinks {
-            outs.push(Out::new(ring.attach(sink)?, Sink::of(*sink)?, *begin, zero_copy));
+            let mut out = Out::new(ring.attach(sink)?, *sink, Sink::of(*sink)?, *begin);
+            out.zero_copy = zero_copy && out.kind == Sink::Socket;
+            if self.discard_replies && out.kind == Sink::Socket {
+                out.replies = Replies::Due;
+            }
+            outs.push(out);
         }
-        if source.direct {
-            self.block_size = (self.block_size / SECTOR * SECTOR).max(SECTOR);
-        }
-        let most = self.limit.min(MAX_OFFSET - begin);
+        self.block_size = source.block_size(self.block_size, ring.block_size());
+        let (position, most) = match self.source_offset {
+            STREAM => (rustix::fs::tell(self.source).unwrap_or(0), self.limit),
+            // No file is longer.
+            offset => (offset, self.limit.min(MAX_OFFSET - offset)),
+        };
         let copied = outs.iter().any(|out| out.kind == Sink::Device);
         let mut run = Run {
-            most,
-            end: 0,
+            end: most,
+            told: source.size.map(|size| size.saturating_sub(position).min(most)),
+            position: source
+                .seekable
+                .then(|| Position::of(self.source, self.source_offset))
+                .flatten(),
+            taken: 0,
+            again: VecDeque::new(),
             source,
             file,
             outs,
@@ -275,16 +323,22 @@ impl<'a> FanOut<'a> {
             ring,
             report,
         };
-        run.end = run.end_of(source.size);
-        let done = run.run();
+        let mut done = run.run();
         // Whatever happened: nothing of it stays on the ring.
         let quiet = run.quiesce();
         for (out, report) in run.outs.iter().zip(&mut run.report.sinks) {
             report.bytes = out.bytes;
         }
+        for out in &mut run.outs {
+            out.at.end();
+        }
+        run.give_back();
         // Detached now: the peer of a stream that the caller closes next is to see its end.
         drop(run);
         ring.sweep();
+        if let Some(errno) = aside.and_then(|aside| aside.error()) {
+            done = done.and(Err(source_failed(errno)));
+        }
         done.and(quiet)
     }
 }
@@ -300,9 +354,18 @@ impl fmt::Debug for FanOut<'_> {
     }
 }
 
+/// Most sinks: the tokens of their waits are apart from those of the source.
+const MOST_SINKS: usize = 0xff00;
+/// The tokens of waits until a sink can be written to, and until it has sent something back.
+const WRITABLE: u32 = OWN_TOKENS;
+const REPLIES: u32 = OWN_TOKENS | 1 << 16;
+
 /// A fetch on its way. `position` counts from where the fan-out began.
 struct Asked {
     position: u64,
+    /// Where in the source.
+    offset: u64,
+    ahead: bool,
     bytes: u32,
     lease: Lease<Fetched>,
 }
@@ -315,17 +378,32 @@ struct Block {
     lease: Lease<Installed>,
 }
 
+/// What a sink sends back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Replies {
+    /// Nobody reads it: that was not asked for, or it has ended.
+    Unheard,
+    /// It may be there, to be thrown away.
+    Due,
+    /// A wait until something comes is in flight,
+    Awaited,
+    /// or is being cancelled.
+    Ending,
+}
+
 /// One sink.
-struct Out {
+struct Out<'a> {
+    fd: BorrowedFd<'a>,
     /// `None` once it is done or given up, and nothing of it is in flight.
     file: Option<Attached>,
     /// Its index among the ring's files. Nobody else has it as long as anything is in flight.
     place: u32,
     kind: Sink,
-    begin: u64,
+    at: At<'a>,
+    direct: Direct<'a>,
     zero_copy: bool,
     /// The number of the block that it takes next, counted from the first one,
-    at: u64,
+    block: u64,
     /// and how much of that it has.
     taken: u32,
     bytes: u64,
@@ -334,34 +412,57 @@ struct Out {
     /// `SEND_ZC` requests that have their result and still use their lease.
     unreturned: usize,
     gate: Gate,
+    /// What it sends back.
+    replies: Replies,
     /// Since when it has had something to take and has taken nothing.
     since: Option<Instant>,
     /// It has everything, or was given up.
     over: bool,
 }
 
-impl Out {
-    fn new(file: Attached, kind: Sink, begin: u64, zero_copy: bool) -> Self {
+impl<'a> Out<'a> {
+    fn new(file: Attached, fd: BorrowedFd<'a>, kind: Sink, offset: u64) -> Self {
         Self {
+            fd,
             place: file.index(),
             file: Some(file),
             kind,
-            begin,
-            zero_copy: zero_copy && kind == Sink::Socket,
-            at: 0,
+            at: At::new(fd, kind, offset),
+            direct: Direct::of(fd, kind),
+            zero_copy: false,
+            block: 0,
             taken: 0,
             bytes: 0,
             busy: None,
             unreturned: 0,
             gate: Gate::Open,
+            replies: Replies::Unheard,
             since: None,
             over: false,
         }
     }
 
-    /// Whether nothing of it is in flight.
+    /// Whether nothing is in flight that writes to it.
     fn is_idle(&self) -> bool {
         self.busy.is_none() && self.gate != Gate::Waiting
+    }
+
+    /// Whether nothing of it is in flight.
+    fn is_quiet(&self) -> bool {
+        self.is_idle() && !matches!(self.replies, Replies::Awaited | Replies::Ending)
+    }
+
+    /// Throws away what has come back.
+    fn discard(&self) -> Replies {
+        let mut scrap = [0; 4096];
+        loop {
+            match recv(self.fd, &mut scrap, RecvFlags::DONTWAIT) {
+                Ok((1.., _)) | Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return Replies::Awaited,
+                // What is wrong with it is told where it is sent to.
+                Ok(_) | Err(_) => return Replies::Unheard,
+            }
+        }
     }
 }
 
@@ -371,7 +472,12 @@ struct Run<'r, 'a> {
     report: &'r mut FanReport,
     source: Source,
     file: Attached,
-    outs: Vec<Out>,
+    /// Where the source stands, if it is read there; how many bytes were taken from there, and which
+    /// of them are to be fetched once more.
+    position: Option<Position<'a>>,
+    taken: u64,
+    again: VecDeque<(u64, u32)>,
+    outs: Vec<Out<'a>>,
     /// Everything goes through the pool.
     copied: bool,
     /// In the order of their positions.
@@ -382,11 +488,11 @@ struct Run<'r, 'a> {
     first: u64,
     /// Position of the next fetch.
     next: u64,
-    /// Where the source ends, as far as is known,
+    /// Where the source says that it ends. Beyond it one fetch at a time asks for more.
+    told: Option<u64>,
+    /// Where it ends: there a fetch has got nothing, or it is not to go on.
     end: u64,
-    /// where it ends at most,
-    most: u64,
-    /// and whether everything has been fetched.
+    /// Whether everything has been fetched.
     ended: bool,
     /// Fetches in flight, also of leases that were dropped.
     fetches: usize,
@@ -416,9 +522,17 @@ impl Run<'_, '_> {
         }
     }
 
-    fn end_of(&self, size: Option<u64>) -> u64 {
-        let left = size.map_or(u64::MAX, |size| size.saturating_sub(self.fan.source_offset));
-        left.min(self.most)
+    /// What was taken of the source's position and no sink has is there for the next reader.
+    fn give_back(&mut self) {
+        let moved = self.outs.iter().map(|out| out.bytes).max().unwrap_or(0);
+        if let Some(position) = &mut self.position {
+            position.give_back_last(self.taken.saturating_sub(moved));
+        }
+    }
+
+    /// Whether the source is fetched from ahead, at the next position.
+    fn is_ahead(&self) -> bool {
+        self.source.ahead && self.told.is_none_or(|told| self.next < told)
     }
 
     /// The number of the block after the last one.
@@ -428,18 +542,21 @@ impl Run<'_, '_> {
 
     /// Looks at the fetches, in order.
     fn settle(&mut self) -> Result<()> {
-        while let Some(Asked { position, bytes, lease }) = self.fetching.pop_front() {
+        while let Some(asked) = self.fetching.pop_front() {
+            let Asked { position, offset, ahead, bytes, lease } = asked;
             match lease.installed() {
                 Ok(lease) => {
                     let there = lease.len().min(bytes);
                     let after = position + u64::from(there);
                     self.report.bytes = after;
-                    self.report.engine = lease.engine();
+                    if lease.engine() == Engine::Copy {
+                        self.report.copied += u64::from(there);
+                    }
                     self.blocks.push_back(Block { position, bytes: there, lease });
-                    if there < bytes || !self.source.ahead {
-                        // What was fetched behind it is fetched anew from where it ends.
-                        self.fetching.clear();
+                    if !ahead {
                         self.next = after;
+                    } else if there < bytes {
+                        self.fetch_anew(after, offset + u64::from(there), bytes - there);
                     }
                     if self.source.direct && there < bytes && !after.is_multiple_of(SECTOR.into()) {
                         // A direct read ends within a sector only where the file does.
@@ -447,7 +564,7 @@ impl Run<'_, '_> {
                     }
                 }
                 Err(NotInstalled::Pending(lease)) => {
-                    self.fetching.push_front(Asked { position, bytes, lease });
+                    self.fetching.push_front(Asked { position, offset, ahead, bytes, lease });
                     return Ok(());
                 }
                 Err(NotInstalled::EndOfFile) => {
@@ -456,18 +573,30 @@ impl Run<'_, '_> {
                     self.end = position;
                     self.ended = true;
                 }
-                Err(NotInstalled::Failed(Errno::INTR)) => {
-                    self.fetching.clear();
-                    self.next = position;
+                Err(NotInstalled::Failed(Errno::INTR)) if ahead => {
+                    self.fetch_anew(position, offset, bytes);
                 }
+                Err(NotInstalled::Failed(Errno::INTR)) => {}
                 Err(NotInstalled::Failed(Errno::AGAIN)) if !self.source.seekable => {
-                    self.next = position;
                     self.gate = Gate::Shut;
                 }
                 Err(NotInstalled::Failed(errno)) => return Err(source_failed(errno)),
             }
         }
         Ok(())
+    }
+
+    /// What was asked for from here on is asked for once more: `rest` bytes at this offset, and what
+    /// was fetched behind them.
+    fn fetch_anew(&mut self, position: u64, offset: u64, rest: u32) {
+        self.next = position;
+        let behind = self.fetching.drain(..).map(|asked| (asked.offset, asked.bytes));
+        let mut again: VecDeque<_> = behind.collect();
+        again.push_front((offset, rest));
+        if self.position.is_some() {
+            again.append(&mut self.again);
+            self.again = again;
+        }
     }
 
     /// Starts fetches: as many as there are slots where the source has offsets, else one.
@@ -486,37 +615,53 @@ impl Run<'_, '_> {
         while !self.ended
             && self.blocks.len() + self.fetching.len() < self.fan.depth
             && self.ring.free() > 0
-            && (self.source.ahead || self.fetching.is_empty())
         {
-            if self.next >= self.end {
-                if !self.fetching.is_empty() {
-                    return Ok(());
-                }
-                // A file that has grown meanwhile has more, unless that begins within a sector.
-                let end = match self.source.size {
-                    Some(_) if !self.source.direct => {
-                        self.end_of(Some(Source::of(self.fan.source)?.size.unwrap_or(0)))
-                    }
-                    _ => self.end,
-                };
-                self.ended = end <= self.next;
-                self.end = self.end.max(end);
-                continue;
+            let ahead = self.is_ahead();
+            if !ahead && !self.fetching.is_empty() {
+                return Ok(());
             }
-            let bytes = (self.end - self.next).min(u64::from(self.fan.block_size)) as u32;
-            let offset =
-                if self.source.seekable { self.fan.source_offset + self.next } else { STREAM };
+            // A direct fetch finds the end by itself, within a sector.
+            let end = match self.told {
+                Some(told) if ahead && !self.source.direct => told,
+                _ => self.end,
+            };
+            let mut bytes =
+                end.saturating_sub(self.next).min(u64::from(self.fan.block_size)) as u32;
+            if bytes == 0 {
+                self.ended = self.fetching.is_empty();
+                return Ok(());
+            }
+            let mut offset = STREAM;
+            match &mut self.position {
+                None if self.source.seekable => offset = self.fan.source_offset + self.next,
+                Some(_) if !self.again.is_empty() => {
+                    (offset, bytes) = self.again.pop_front().unwrap_or_default();
+                }
+                Some(position) if ahead => match position.take(bytes) {
+                    Ok(Some(taken)) => {
+                        (offset, bytes) = taken;
+                        self.taken += u64::from(bytes);
+                    }
+                    Ok(None) => {
+                        self.end = self.next;
+                        continue;
+                    }
+                    Err(errno) => return Err(source_failed(Errno::new(errno.raw_os_error()))),
+                },
+                _ => {}
+            }
             // A direct read must ask for whole sectors.
             let len = if self.source.direct { bytes.next_multiple_of(SECTOR) } else { bytes };
-            let lease = if self.copied {
+            let at_position = self.position.is_some() && offset == STREAM;
+            let lease = if self.copied || at_position {
                 self.ring.fetch_copied(&self.file, offset, len)?
             } else {
                 self.ring.fetch(&self.file, offset, len)?
             };
             self.ours[usize::from(lease.id().slot())] = Some(lease.id());
             self.fetches += 1;
-            self.fetching.push_back(Asked { position: self.next, bytes, lease });
-            if self.source.ahead {
+            self.fetching.push_back(Asked { position: self.next, offset, ahead, bytes, lease });
+            if ahead {
                 self.next += u64::from(bytes);
             }
         }
@@ -527,17 +672,22 @@ impl Run<'_, '_> {
     fn consume(&mut self) -> Result<()> {
         let now = self.fan.patience.map(|_| Instant::now());
         for index in 0..self.outs.len() {
+            self.hear(index)?;
             let (first, last) = (self.first, self.last());
             let out = &mut self.outs[index];
             if out.over || !out.is_idle() {
                 continue;
             }
-            if out.at == last {
+            if out.block == last {
                 if self.ended && self.fetching.is_empty() {
-                    if out.unreturned == 0 {
-                        self.done(index, None);
-                    } else {
+                    if out.unreturned > 0 {
                         out.since = out.since.or(now);
+                    } else if out.is_quiet() {
+                        self.done(index, None);
+                    } else if let (Replies::Awaited, Some(file)) = (out.replies, &out.file) {
+                        // It has everything: nobody waits for what it says any more.
+                        out.replies = Replies::Ending;
+                        self.ring.cancel_poll(file, REPLIES | index as u32)?;
                     }
                 }
                 continue;
@@ -546,22 +696,44 @@ impl Run<'_, '_> {
             let Some(file) = &out.file else { continue };
             if out.gate == Gate::Shut {
                 out.gate = Gate::Waiting;
-                self.ring.poll(file, libc::POLLOUT as u32, OWN_TOKENS | index as u32)?;
+                self.ring.poll(file, libc::POLLOUT as u32, WRITABLE | index as u32)?;
                 continue;
             }
-            let block = &self.blocks[(out.at - first) as usize];
-            let (lease, range) = (&block.lease, out.taken..block.bytes);
+            let block = &self.blocks[(out.block - first) as usize];
+            let left = block.bytes - out.taken;
+            let (offset, fits) = match out.at.place(block.position + u64::from(out.taken), left) {
+                Ok(Some(place)) => place,
+                Ok(None) => {
+                    self.done(index, Some(sink_failed(Errno::FBIG)));
+                    continue;
+                }
+                Err(errno) => {
+                    self.done(index, Some(sink_failed(Errno::new(errno.raw_os_error()))));
+                    continue;
+                }
+            };
+            let (lease, range) = (&block.lease, out.taken..out.taken + fits);
             let id = match out.kind {
                 Sink::Socket if out.zero_copy => {
                     self.ring.send_zc(lease, range, file, SendFlags::NONE)?
                 }
                 Sink::Socket => self.ring.send(lease, range, file, SendFlags::NONE)?,
-                kind => {
-                    let offset = kind.offset(out.begin, block.position + u64::from(out.taken));
-                    self.ring.write(lease, range, file, offset)?
-                }
+                _ => self.ring.write(lease, range, file, offset)?,
             };
             out.busy = Some(id);
+        }
+        Ok(())
+    }
+
+    /// Throws away what a sink has sent back, and waits for more of it.
+    fn hear(&mut self, index: usize) -> Result<()> {
+        let out = &mut self.outs[index];
+        if out.over || out.replies != Replies::Due {
+            return Ok(());
+        }
+        out.replies = out.discard();
+        if let (Replies::Awaited, Some(file)) = (out.replies, &out.file) {
+            self.ring.poll(file, libc::POLLIN as u32, REPLIES | index as u32)?;
         }
         Ok(())
     }
@@ -569,7 +741,7 @@ impl Run<'_, '_> {
     /// Gives up the sinks that have been too slow.
     fn give_up_the_slow(&mut self) -> Result<()> {
         let live = |out: &&Out| !out.over;
-        let furthest = self.outs.iter().filter(live).map(|out| out.at).max().unwrap_or(0);
+        let furthest = self.outs.iter().filter(live).map(|out| out.block).max().unwrap_or(0);
         let lag = self.fan.lag.map(|lag| lag.min(self.fan.depth - 1) as u64);
         let now = self.fan.patience.map(|patience| (patience, Instant::now()));
         for index in 0..self.outs.len() {
@@ -577,7 +749,7 @@ impl Run<'_, '_> {
             if out.over {
                 continue;
             }
-            let behind = furthest - out.at;
+            let behind = furthest - out.block;
             let waited = now.zip(out.since).map(|((most, now), since)| (now - since, most));
             let why = match (lag, waited) {
                 (Some(lag), _) if behind > lag => format!(
@@ -606,7 +778,10 @@ impl Run<'_, '_> {
             self.ring.cancel_use(id)?;
         }
         if let (Gate::Waiting, Some(file)) = (out.gate, &out.file) {
-            self.ring.cancel_poll(file, OWN_TOKENS | index as u32)?;
+            self.ring.cancel_poll(file, WRITABLE | index as u32)?;
+        }
+        if let (Replies::Awaited, Some(file)) = (out.replies, &out.file) {
+            self.ring.cancel_poll(file, REPLIES | index as u32)?;
         }
         Ok(())
     }
@@ -626,7 +801,7 @@ impl Run<'_, '_> {
 
     /// Lets go of the blocks that every sink has.
     fn retire(&mut self) {
-        let slowest = self.outs.iter().filter(|out| !out.over).map(|out| out.at).min();
+        let slowest = self.outs.iter().filter(|out| !out.over).map(|out| out.block).min();
         while self.first < slowest.unwrap_or(self.last()) {
             self.blocks.pop_front();
             self.first += 1;
@@ -665,8 +840,14 @@ impl Run<'_, '_> {
                 }
                 Event::Ready { token: SOURCE_READY, .. } => self.gate = Gate::Open,
                 Event::Ready { token, .. } if token & OWN_TOKENS == OWN_TOKENS => {
-                    if let Some(out) = self.outs.get_mut((token & !OWN_TOKENS) as usize) {
-                        out.gate = Gate::Open;
+                    if let Some(out) = self.outs.get_mut(token as usize & 0xffff) {
+                        match token & REPLIES {
+                            REPLIES if out.replies == Replies::Awaited => {
+                                out.replies = Replies::Due
+                            }
+                            REPLIES => out.replies = Replies::Unheard,
+                            _ => out.gate = Gate::Open,
+                        }
                     }
                 }
                 event => self.ring.keep(event),
@@ -685,6 +866,7 @@ impl Run<'_, '_> {
         out.unreturned += usize::from(more);
         if let Ok(bytes) = result {
             out.bytes += u64::from(bytes);
+            out.at.took(bytes);
         }
         if out.over {
             // Given up before. It counts what it took all the same.
@@ -696,14 +878,16 @@ impl Run<'_, '_> {
             Ok(bytes) => {
                 out.since = None;
                 out.taken += bytes;
-                if out.taken == self.blocks[(out.at - self.first) as usize].bytes {
-                    out.at += 1;
+                if out.taken == self.blocks[(out.block - self.first) as usize].bytes {
+                    out.block += 1;
                     out.taken = 0;
                 }
             }
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) if out.kind != Sink::File => out.gate = Gate::Shut,
             Err(Errno::OPNOTSUPP) if out.zero_copy => out.zero_copy = false,
+            // No whole sectors.
+            Err(Errno::INVAL) if out.direct.clear() => {}
             Err(errno) => self.done(index, Some(sink_failed(errno))),
         }
     }
@@ -711,7 +895,9 @@ impl Run<'_, '_> {
     fn tell(&mut self) {
         if let Some(call) = &mut self.fan.progress {
             let bytes = self.outs.iter().map(|out| out.bytes).max().unwrap_or(0);
-            call(Progress { bytes, total: (self.end != self.most).then_some(self.end) });
+            let limit = (self.fan.limit != u64::MAX).then_some(self.fan.limit);
+            let total = self.told.or(limit).map(|total| total.max(bytes));
+            call(Progress { bytes, total });
         }
     }
 
@@ -725,7 +911,7 @@ impl Run<'_, '_> {
         }
         // What a lender refuses is repeated through the pool, and has to be cancelled once more.
         let mut cancel = self.fetches > 0 || self.gate == Gate::Waiting;
-        while self.fetches > 0 || self.gate == Gate::Waiting || !self.outs.iter().all(Out::is_idle)
+        while self.fetches > 0 || self.gate == Gate::Waiting || !self.outs.iter().all(Out::is_quiet)
         {
             cancel |= self.fetches > 0 && self.ring.has_requests();
             self.ring.flush()?;

@@ -80,7 +80,7 @@ impl Relay<'_> {
         let mut seen = Vec::with_capacity(most);
         while seen.len() < most && ring.free() > 0 {
             let left = ((most - seen.len()) as u32).min(self.block_size);
-            let offset = match source.seekable {
+            let offset = match source.seekable && self.source_offset != STREAM {
                 true => self.source_offset + seen.len() as u64,
                 false => STREAM,
             };
@@ -92,7 +92,7 @@ impl Relay<'_> {
             lease.copy_out(0, &mut seen[old..])?;
             // A direct read cannot begin where this one has ended.
             let is_last = source.direct;
-            if !source.seekable {
+            if offset == STREAM {
                 head.leases.push(lease);
             }
             if is_last {
@@ -109,7 +109,7 @@ impl Relay<'_> {
             }
             Verdict::Trim { skip, limit } => {
                 self.limit = limit.min(self.limit - u64::from(skip));
-                if source.seekable {
+                if source.seekable && self.source_offset != STREAM {
                     self.source_offset += u64::from(skip);
                 } else {
                     head.skip = skip;
@@ -120,7 +120,7 @@ impl Relay<'_> {
     }
 
     /// Fetches once, and waits for it.
-    fn fetch_one(
+    pub(super) fn fetch_one(
         &self,
         ring: &mut Ring,
         source: Source,

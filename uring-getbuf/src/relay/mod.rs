@@ -30,8 +30,10 @@
 //! [`FanOut`] moves one source to many sinks at once, and [`Proxy`] both ways between many pairs of
 //! sockets.
 
+mod aside;
 mod at_once;
 mod blocks;
+mod ends;
 mod fan;
 mod inspect;
 mod proxy;
@@ -43,13 +45,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{FileType, OFlags, Stat};
-
 use crate::consume::STREAM;
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::ring::{Attached, Ring};
 
+use aside::Aside;
+use ends::{At, Direct, MAX_OFFSET, Position, SECTOR, Sink, Source, check_apart, check_offset};
 pub use fan::{FanFailure, FanOut, FanReport, SinkReport};
 use inspect::Inspector;
 pub use inspect::Verdict;
@@ -58,20 +60,19 @@ pub use proxy::{PairId, PairReport, Proxy, Step};
 /// How often a relay that can be cancelled looks whether it was, while nothing moves.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What offset and length of a direct read are multiples of, everywhere.
-const SECTOR: u32 = 4096;
-
-/// No file is longer; larger offsets mean something else to the kernel.
-const MAX_OFFSET: u64 = i64::MAX as u64;
-
 /// What a relay did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Bytes that the sink took. Where a file is written in any order, they are not necessarily
-    /// its first ones unless the relay succeeded.
+    /// How many bytes are in the sink, in order and without a gap. After a failure the sink is
+    /// right up to here.
     pub bytes: u64,
-    /// The engine that fetched them.
+    /// Bytes that the sink took in all. A file is written in any order: after a failure there can
+    /// be more of them than [`bytes`](Self::bytes), behind a gap.
+    pub taken: u64,
+    /// How many of the bytes that were taken went through the copy pool. All others were lent.
+    pub copied: u64,
+    /// The engine that most of the bytes came from; that of the ring, if there were none.
     pub engine: Engine,
 }
 
@@ -167,14 +168,22 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Where in the source to begin, in bytes. Only a file that is addressed by offset has one.
-    /// Default 0.
+    /// Where in the source to begin, in bytes. Default 0.
+    ///
+    /// With [`STREAM`] a file is read from where it stands, and its position moves over what was
+    /// moved. Others can read through the same position meanwhile: no byte is read twice. A pipe or a
+    /// socket is always read where it stands.
     pub fn source_offset(mut self, offset: u64) -> Self {
         self.source_offset = offset;
         self
     }
 
-    /// Where in the sink to begin, likewise.
+    /// Where in the sink to begin, in bytes. Default 0.
+    ///
+    /// With [`STREAM`] a file is written where it stands, in order, and its position moves over what
+    /// was written. Others can write through the same position meanwhile: nothing of theirs is
+    /// overwritten. A pipe, a socket and a file that was opened with `O_APPEND` are always written
+    /// where they stand.
     pub fn sink_offset(mut self, offset: u64) -> Self {
         self.sink_offset = offset;
         self
@@ -186,7 +195,8 @@ impl<'a> Relay<'a> {
         self
     }
 
-    /// Most bytes to fetch at once. Default and maximum: the ring's block size.
+    /// Most bytes to fetch at once. Default and maximum: the ring's block size. From a pipe at least
+    /// 4096 are asked for, so that a packet is not cut (see `O_DIRECT` in `pipe(2)`).
     pub fn block_size(mut self, bytes: u32) -> Self {
         self.block_size = bytes;
         self
@@ -267,10 +277,16 @@ impl<'a> Relay<'a> {
     ///
     /// A [`Failure`], which has the error and the bytes that were moved before it.
     pub fn run(self, ring: &mut Ring) -> Result<Report, Failure> {
-        let mut flow = Flow { moved: 0, engine: ring.engine(), copied: false, error: None };
+        let mut flow = Flow::default();
+        let own = ring.engine();
         let done = self.start(ring, &mut flow);
-        let engine = if flow.copied { Engine::Copy } else { flow.engine };
-        let report = Report { bytes: flow.moved, engine };
+        let engine = match flow.copied {
+            0 => own,
+            copied if copied > flow.moved / 2 => Engine::Copy,
+            _ => own,
+        };
+        let bytes = flow.right.unwrap_or(flow.moved);
+        let report = Report { bytes, taken: flow.moved, copied: flow.copied, engine };
         match done.err().or(flow.error) {
             None => Ok(report),
             Some(error) => Err(Failure { error, report }),
@@ -284,49 +300,78 @@ impl<'a> Relay<'a> {
         if self.block_size == 0 || self.depth == 0 || ring.free() == 0 {
             return Err(unfit());
         }
-        if self.source_offset.max(self.sink_offset) > MAX_OFFSET {
-            let what = format!("a relay begins at an offset of at most {MAX_OFFSET} bytes");
-            return Err(Error::new(ErrorKind::InvalidInput, what));
+        check_offset(self.source_offset)?;
+        check_offset(self.sink_offset)?;
+        let mut source = Source::of(self.source)?;
+        Sink::of(self.sink)?;
+        self.check_apart(self.sink)?;
+        let aside = match source.aside {
+            true => Some(Aside::start(self.source, self.source_offset, self.limit)?),
+            false => None,
+        };
+        let read = aside.as_ref().map_or(self.source, AsFd::as_fd);
+        if aside.is_some() {
+            source = Source::of(read)?;
         }
-        let source = Source::of(self.source)?;
-        if source.direct {
-            self.block_size = (self.block_size / SECTOR * SECTOR).max(SECTOR);
-        }
-        let from = ring.attach(&self.source)?;
+        self.block_size = source.block_size(self.block_size, ring.block_size());
+        let from = ring.attach(&read)?;
         let mut head = self.inspect_source(ring, source, &from)?;
         let redirected = head.sink.take();
         let to = redirected.as_ref().map_or(self.sink, OwnedFd::as_fd);
         let sink = Sink::of(to)?;
+        if redirected.is_some() {
+            self.check_apart(to)?;
+        }
         let files = Ends { source: from, sink: ring.attach(&to)? };
         ring.empty_slots()?;
-        let done = if source.ahead && !source.direct && sink == Sink::File {
-            blocks::run(&mut self, ring, &files, source, to, flow)
+        let (at, direct) = (At::new(to, sink, self.sink_offset), Direct::of(to, sink));
+        let ends = (source, sink);
+        let in_order = self.source_offset == STREAM || !matches!(at, At::Offset(_));
+        let done = if source.ahead && !source.direct && !in_order {
+            blocks::run(&mut self, ring, &files, source, to, direct, flow)
         } else {
-            stream::run(&mut self, ring, &files, source, sink, flow, head)
+            stream::run(&mut self, ring, &files, ends, (at, direct), flow, head)
         };
         let settled = ring.end_cancellations();
         // Detached now: the peer of a stream that the caller closes next is to see its end.
         drop(files);
         ring.sweep();
+        if let Some(errno) = aside.and_then(|aside| aside.error()) {
+            flow.source_failed(errno);
+        }
         done.and(settled)
     }
 
-    /// Where it ends, counted from where it begins; `size` is the source's.
-    fn end(&self, size: Option<u64>) -> u64 {
-        let size = size.map_or(u64::MAX, |size| size.saturating_sub(self.source_offset));
-        size.min(self.limit).min(self.most())
+    fn check_apart(&self, sink: BorrowedFd<'_>) -> Result<()> {
+        check_apart((self.source, self.source_offset), (sink, self.sink_offset), self.limit)
     }
 
-    /// What there can be at all.
+    /// Where it ends at most, counted from where it begins.
     fn most(&self) -> u64 {
-        MAX_OFFSET - self.source_offset.max(self.sink_offset)
+        match self.source_offset {
+            STREAM => self.limit,
+            // No file is longer.
+            offset => self.limit.min(MAX_OFFSET - offset),
+        }
     }
 
-    /// `end`: where it ends, as far as is known.
-    fn report_progress(&mut self, flow: &Flow, end: u64) {
-        let total = (end != self.most()).then_some(end);
+    /// Where it ends, as far as the source tells.
+    fn told(&self, source: Source) -> Option<u64> {
+        let begin = match self.source_offset {
+            STREAM => rustix::fs::tell(self.source).unwrap_or(0),
+            offset => offset,
+        };
+        let size = source.size?;
+        Some(size.saturating_sub(begin).min(self.most()))
+    }
+
+    /// `told`: where the source says that it ends.
+    fn report_progress(&mut self, flow: &Flow, told: Option<u64>) {
+        let bytes = flow.moved;
+        let limit = (self.limit != u64::MAX).then_some(self.limit);
+        let total = told.or(limit).map(|total| total.max(bytes));
         if let Some(call) = &mut self.progress {
-            call(Progress { bytes: flow.moved, total });
+            call(Progress { bytes, total });
         }
     }
 
@@ -367,11 +412,16 @@ impl fmt::Debug for Relay<'_> {
 }
 
 /// What a running relay has come to.
+#[derive(Default)]
 struct Flow {
+    /// Bytes that the sink took,
     moved: u64,
-    engine: Engine,
+    /// those of them that went through the pool,
+    copied: u64,
+    /// and how many there are without a gap, if not all of them.
+    right: Option<u64>,
     /// The sink cannot take the kernel's memory: everything goes through the pool.
-    copied: bool,
+    copies: bool,
     /// The first error. Nothing new is begun then; what is in flight is brought to its end.
     error: Option<Error>,
 }
@@ -439,80 +489,5 @@ impl Ends {
     fn cancel(&self, ring: &mut Ring) -> Result<()> {
         ring.cancel(&self.source)?;
         ring.cancel(&self.sink)
-    }
-}
-
-fn stat(fd: BorrowedFd<'_>, what: &'static str) -> Result<Stat> {
-    rustix::fs::fstat(fd).map_err(|errno| Error::io(ErrorKind::InvalidInput, &errno.into(), what))
-}
-
-/// What kind of source it is.
-#[derive(Clone, Copy, Debug)]
-struct Source {
-    /// Addressed by offset.
-    seekable: bool,
-    /// Fetched ahead of what is consumed. Not so a file that does not tell its size: procfs and
-    /// the like make such files up as they are read, and start anew for each offset that does not
-    /// follow the last read.
-    ahead: bool,
-    /// Where it ends now, if it tells.
-    size: Option<u64>,
-    /// Opened with `O_DIRECT`.
-    direct: bool,
-}
-
-impl Source {
-    fn of(fd: BorrowedFd<'_>) -> Result<Self> {
-        let stat = stat(fd, "looking at the source")?;
-        let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::empty());
-        let direct = flags.contains(OFlags::DIRECT);
-        match FileType::from_raw_mode(stat.st_mode) {
-            // Files of procfs and the like say 0 and have content all the same.
-            FileType::RegularFile => {
-                let size = u64::try_from(stat.st_size).ok().filter(|size| *size > 0);
-                Ok(Self { seekable: true, ahead: size.is_some(), size, direct })
-            }
-            FileType::BlockDevice => Ok(Self { seekable: true, ahead: true, size: None, direct }),
-            FileType::Directory => {
-                Err(Error::new(ErrorKind::InvalidInput, "the source is a directory"))
-            }
-            // A pipe with this flag is one of packets; it has no sectors.
-            _ => Ok(Self { seekable: false, ahead: false, size: None, direct: false }),
-        }
-    }
-}
-
-/// What kind of sink it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sink {
-    /// Written by offset, in any order.
-    File,
-    /// Written where it stands.
-    Stream,
-    /// A terminal or another device: likewise, and it may not be able to take kernel memory.
-    Device,
-    Socket,
-}
-
-impl Sink {
-    fn of(fd: BorrowedFd<'_>) -> Result<Self> {
-        let stat = stat(fd, "looking at the sink")?;
-        Ok(match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile | FileType::BlockDevice => {
-                let flags = rustix::fs::fcntl_getfl(fd).unwrap_or(OFlags::empty());
-                if flags.contains(OFlags::APPEND) { Self::Stream } else { Self::File }
-            }
-            FileType::Socket => Self::Socket,
-            FileType::Directory => {
-                return Err(Error::new(ErrorKind::InvalidInput, "the sink is a directory"));
-            }
-            FileType::CharacterDevice => Self::Device,
-            _ => Self::Stream,
-        })
-    }
-
-    /// The offset of a write at `position` of what is moved.
-    fn offset(self, begin: u64, position: u64) -> u64 {
-        if self == Self::File { begin + position } else { STREAM }
     }
 }

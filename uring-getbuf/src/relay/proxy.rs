@@ -4,6 +4,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::ends::check_socket;
 use super::{sink_failed, source_failed};
 use crate::consume::{STREAM, SendFlags};
 use crate::engine::Engine;
@@ -131,7 +132,7 @@ impl Proxy {
     /// # Errors
     ///
     /// [`NoSlot`](ErrorKind::NoSlot) or [`NoFile`](ErrorKind::NoFile) if the ring has no room for
-    /// one more, [`InvalidInput`](ErrorKind::InvalidInput) if one is no socket, and those of
+    /// one more, [`InvalidInput`](ErrorKind::InvalidInput) if one is no socket of a stream, and those of
     /// [`Ring::submit`]. The sockets are closed then.
     pub fn add(
         &mut self,
@@ -335,7 +336,7 @@ impl End {
         let invalid = |errno: rustix::io::Errno| {
             Error::io(ErrorKind::InvalidInput, &errno.into(), "looking at a socket of a pair")
         };
-        rustix::net::sockopt::socket_type(&socket).map_err(invalid)?;
+        check_socket(socket.as_fd())?;
         rustix::io::ioctl_fionbio(&socket, false).map_err(invalid)?;
         let file = ring.attach(&socket.as_fd())?;
         Ok(Self { socket, file, way: Way::Ended, moved: 0, copied: false })

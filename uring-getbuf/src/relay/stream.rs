@@ -11,7 +11,7 @@ use std::os::fd::BorrowedFd;
 use rustix::net::{getpeername, getsockname};
 
 use super::inspect::Head;
-use super::{Ends, Flow, Relay, SECTOR, Sink, Source};
+use super::{At, Direct, Ends, Flow, Position, Relay, SECTOR, Sink, Source};
 use crate::consume::STREAM;
 use crate::engine::Engine;
 use crate::error::{Errno, Result};
@@ -29,6 +29,8 @@ const SINK_READY: u32 = u32::MAX - 2;
 /// A lease on its way. `position` counts from where the relay began.
 struct Block {
     position: u64,
+    /// Where in the source.
+    offset: u64,
     asked: u32,
     lease: Stage,
 }
@@ -64,6 +66,10 @@ struct Stream<'r, 'a> {
     files: &'r Ends,
     source: Source,
     sink: Sink,
+    /// Where the source stands, if it is read there.
+    position: Option<Position<'a>>,
+    at: At<'r>,
+    direct: Direct<'r>,
     flow: &'r mut Flow,
     /// In the order of their positions.
     blocks: VecDeque<Block>,
@@ -81,7 +87,9 @@ struct Stream<'r, 'a> {
     next: u64,
     /// Bytes at the begin that are not moved.
     skipped: u64,
-    /// Where the source ends, as far as is known.
+    /// Where the source says that it ends. Beyond it one fetch at a time asks for more.
+    told: Option<u64>,
+    /// Where it ends: there a fetch has got nothing, or it is not to go on.
     end: u64,
     source_gate: Gate,
     sink_gate: Gate,
@@ -102,24 +110,27 @@ fn is_same_machine(own: Option<IpAddr>, peer: Option<IpAddr>) -> bool {
     peer.is_none_or(|peer| peer.is_loopback() || own == Some(peer))
 }
 
-pub(super) fn run(
+pub(super) fn run<'r>(
     relay: &mut Relay<'_>,
     ring: &mut Ring,
     files: &Ends,
-    source: Source,
-    sink: Sink,
+    (source, sink): (Source, Sink),
+    (at, direct): (At<'r>, Direct<'r>),
     flow: &mut Flow,
     head: Head,
 ) -> Result<()> {
     let skipped = u64::from(head.skip);
-    let end = relay.end(source.size).saturating_add(skipped);
+    let end = relay.most().saturating_add(skipped);
+    let told = relay.told(source).map(|told| told.saturating_add(skipped).min(end));
     let zero_copy = sink == Sink::Socket
         && ring.support().features().send_zc
         && relay
             .zero_copy_send
             .unwrap_or_else(|| ring.engine() != Engine::Copy && !stays_here(relay.sink));
+    let position =
+        if source.seekable { Position::of(relay.source, relay.source_offset) } else { None };
     // What a stream has given cannot be fetched again in another way.
-    flow.copied = sink == Sink::Device && !source.seekable;
+    flow.copies = sink == Sink::Device && !source.seekable;
     let mut stream = Stream {
         skipped,
         blocks: VecDeque::with_capacity(relay.depth + 1),
@@ -129,6 +140,7 @@ pub(super) fn run(
         fetches: 0,
         unreturned: 0,
         next: 0,
+        told,
         end,
         source_gate: Gate::Open,
         sink_gate: Gate::Open,
@@ -138,10 +150,16 @@ pub(super) fn run(
         files,
         source,
         sink,
+        position,
+        at,
+        direct,
         flow,
     };
     stream.begin_with(head);
-    stream.run(end)
+    let done = stream.run();
+    stream.at.end();
+    stream.give_back();
+    done
 }
 
 impl Stream<'_, '_> {
@@ -157,40 +175,46 @@ impl Stream<'_, '_> {
             if done < there {
                 self.ours[usize::from(lease.id().slot())] = Some(lease.id());
                 let lease = Stage::Ready(lease, done);
-                self.blocks.push_back(Block { position, asked: there, lease });
+                self.blocks.push_back(Block { position, offset: STREAM, asked: there, lease });
             }
         }
     }
 
-    /// `told`: where the source said that it ends.
-    fn run(mut self, mut told: u64) -> Result<()> {
+    fn run(&mut self) -> Result<()> {
         loop {
             self.settle();
-            if self.flow.error.is_some() {
-                return self.abandon();
+            if self.flow.error.is_none() {
+                self.consume()?;
             }
-            self.consume()?;
             if self.ring.free() == 0 {
                 // Slots of leases that are over may still have to be emptied.
                 self.ring.flush()?;
             }
-            self.fetch()?;
+            if self.flow.error.is_none() {
+                self.fetch()?;
+            }
+            if self.flow.error.is_some() {
+                return self.abandon();
+            }
             if self.idle() && self.unreturned == 0 && self.next >= self.end {
-                // A file that has grown meanwhile has more, unless that begins within a sector.
-                if self.source.size.is_none() || self.end != told || self.source.direct {
-                    return Ok(());
-                }
-                told = self.relay.end(Some(Source::of(self.relay.source)?.size.unwrap_or(0)));
-                if told <= self.end {
-                    return Ok(());
-                }
-                self.end = told;
-                continue;
+                return Ok(());
             }
             self.relay.wait(self.ring, self.batch.len().max(1), self.flow)?;
             self.take_events();
-            self.relay.report_progress(self.flow, self.end);
+            self.relay.report_progress(self.flow, self.told.map(|told| told - self.skipped));
         }
+    }
+
+    /// What was taken of the source's position and not moved is there for the next reader.
+    fn give_back(&mut self) {
+        if let Some(position) = &mut self.position {
+            position.give_back_last(self.next.saturating_sub(self.flow.moved + self.skipped));
+        }
+    }
+
+    /// Whether the source is fetched from ahead, at the next position.
+    fn is_ahead(&self) -> bool {
+        self.source.ahead && self.told.is_none_or(|told| self.next < told)
     }
 
     /// Whether nothing is to be done or waited for.
@@ -203,7 +227,7 @@ impl Stream<'_, '_> {
     }
 
     /// Brings what is in flight to its end, so that nothing of it is left on the ring.
-    fn abandon(mut self) -> Result<()> {
+    fn abandon(&mut self) -> Result<()> {
         self.blocks.clear();
         // What a lender refuses is repeated through the pool, and has to be cancelled once more.
         let mut cancel = true;
@@ -234,21 +258,42 @@ impl Stream<'_, '_> {
             }
         }
         for index in 0..self.blocks.len() {
-            let Block { position, asked, ref lease } = self.blocks[index];
+            let Block { offset, asked, ref lease, .. } = self.blocks[index];
             if matches!(lease, Stage::Again) && self.ring.free() > 0 {
-                self.blocks[index].lease = self.begin(position, asked)?;
+                self.blocks[index].lease = self.begin(offset, asked)?;
             }
         }
         while self.blocks.len() < self.relay.depth && self.ring.free() > 0 && self.next < self.end {
-            if !self.source.ahead && self.is_fetching() {
+            let ahead = self.is_ahead();
+            if !ahead && self.is_fetching() {
                 break;
             }
-            let left = self.end - self.next;
-            let asked = left.min(u64::from(self.relay.block_size)) as u32;
-            let lease = self.begin(self.next, asked)?;
-            self.blocks.push_back(Block { position: self.next, asked, lease });
+            // A direct fetch finds the end by itself, within a sector.
+            let end = match self.told {
+                Some(told) if ahead && !self.source.direct => told,
+                _ => self.end,
+            };
+            let mut asked = (end - self.next).min(u64::from(self.relay.block_size)) as u32;
+            let mut offset = STREAM;
+            match &mut self.position {
+                None if self.source.seekable => offset = self.relay.source_offset + self.next,
+                Some(position) if ahead => match position.take(asked) {
+                    Ok(Some(taken)) => (offset, asked) = taken,
+                    Ok(None) => {
+                        self.end = self.next;
+                        break;
+                    }
+                    Err(errno) => {
+                        self.flow.source_failed(Errno::new(errno.raw_os_error()));
+                        break;
+                    }
+                },
+                _ => {}
+            }
+            let lease = self.begin(offset, asked)?;
+            self.blocks.push_back(Block { position: self.next, offset, asked, lease });
             // Where a stream's next block starts is known when this one's bytes are there.
-            if self.source.ahead {
+            if ahead {
                 self.next += u64::from(asked);
             }
         }
@@ -259,12 +304,11 @@ impl Stream<'_, '_> {
         self.blocks.back().is_some_and(|block| !matches!(block.lease, Stage::Ready(..)))
     }
 
-    fn begin(&mut self, position: u64, asked: u32) -> Result<Stage> {
-        let offset =
-            if self.source.seekable { self.relay.source_offset + position } else { STREAM };
+    fn begin(&mut self, offset: u64, asked: u32) -> Result<Stage> {
         // A direct read must ask for whole sectors.
         let asked = if self.source.direct { asked.next_multiple_of(SECTOR) } else { asked };
-        let lease = if self.flow.copied {
+        let at_position = self.position.is_some() && offset == STREAM;
+        let lease = if self.flow.copies || at_position {
             self.ring.fetch_copied(&self.files.source, offset, asked)?
         } else {
             self.ring.fetch(&self.files.source, offset, asked)?
@@ -284,22 +328,23 @@ impl Stream<'_, '_> {
                     Ok(lease) => {
                         let (len, asked) = (block.there(&lease), block.asked);
                         let after = block.position + u64::from(len);
-                        self.flow.engine = lease.engine();
+                        let offset = block.offset.saturating_add(len.into());
+                        let ahead = after <= self.next;
                         block.lease = Stage::Ready(lease, 0);
-                        if !self.source.ahead {
-                            self.next = after;
-                        } else if len < asked
-                            && self.source.direct
-                            && !after.is_multiple_of(SECTOR.into())
+                        if self.source.direct && len < asked && !after.is_multiple_of(SECTOR.into())
                         {
                             // A direct read ends within a sector only where the file does, and
                             // cannot begin there.
                             self.end = self.end.min(after);
+                            self.next = self.next.max(after);
                             return self.blocks.truncate(index + 1);
+                        } else if !ahead {
+                            self.next = after;
                         } else if len < asked {
                             // The rest comes before what was fetched behind this block.
                             let asked = asked - len;
-                            let rest = Block { position: after, asked, lease: Stage::Again };
+                            let lease = Stage::Again;
+                            let rest = Block { position: after, offset, asked, lease };
                             self.blocks.insert(index + 1, rest);
                         }
                         index += 1;
@@ -334,21 +379,44 @@ impl Stream<'_, '_> {
             }
         }
         self.broken = false;
-        let most = BATCH.min(self.ring.queue_capacity());
-        let is_ready = |block: &&Block| matches!(block.lease, Stage::Ready(..));
-        let count = self.blocks.iter().take(most).take_while(is_ready).count();
-        let (sink, zero_copy, skipped) = (self.sink, self.zero_copy, self.skipped);
-        let begin = self.relay.sink_offset;
-        let uses = self.blocks.range(..count).map(|block| {
+        let most = match self.at.is_position() {
+            true => 1,
+            false => BATCH.min(self.ring.queue_capacity()),
+        };
+        let mut places = [(0, 0); BATCH];
+        let mut count = 0;
+        for block in self.blocks.iter().take(most) {
+            let Stage::Ready(lease, done) = &block.lease else { break };
+            let (begin, len) = (block.position + u64::from(*done), block.there(lease) - done);
+            match self.at.place(begin - self.skipped, len) {
+                Ok(Some((offset, fits))) => {
+                    places[count] = (offset, fits);
+                    count += 1;
+                    if fits < len {
+                        break;
+                    }
+                }
+                Ok(None) => {
+                    if count == 0 {
+                        self.flow.sink_failed(Errno::FBIG);
+                    }
+                    break;
+                }
+                Err(errno) => {
+                    self.flow.sink_failed(Errno::new(errno.raw_os_error()));
+                    return Ok(());
+                }
+            }
+        }
+        let (sink, zero_copy) = (self.sink, self.zero_copy);
+        let uses = self.blocks.range(..count).zip(places).map(|(block, (offset, fits))| {
             let Stage::Ready(lease, done) = &block.lease else { unreachable!("they are ready") };
             let consumer = match sink {
                 Sink::Socket if zero_copy => Use::SendZc,
                 Sink::Socket => Use::Send,
-                Sink::File | Sink::Stream | Sink::Device => Use::Write {
-                    offset: sink.offset(begin, block.position + u64::from(*done) - skipped),
-                },
+                Sink::File | Sink::Stream | Sink::Device => Use::Write { offset },
             };
-            (lease, *done..block.there(lease), consumer)
+            (lease, *done..done + fits, consumer)
         });
         let mut positions = self.blocks.iter().map(|block| block.position);
         let batch = &mut self.batch;
@@ -395,6 +463,8 @@ impl Stream<'_, '_> {
                 self.zero_copy = false;
             }
             Err(Errno::FAULT) if self.fetch_again_copied(position) => self.broken = true,
+            // No whole sectors: those behind it are cancelled by the link.
+            Err(Errno::INVAL) if self.direct.clear() => self.broken = true,
             Err(errno) => {
                 self.broken = true;
                 self.flow.sink_failed(errno);
@@ -407,8 +477,8 @@ impl Stream<'_, '_> {
     fn fetch_again_copied(&mut self, position: u64) -> bool {
         let block = self.blocks.iter_mut().find(|block| block.position == position);
         match block {
-            Some(Block { position, asked, lease: stage @ Stage::Ready(..) })
-                if self.source.seekable =>
+            Some(Block { position, offset, asked, lease: stage @ Stage::Ready(..) })
+                if *offset != STREAM =>
             {
                 let Stage::Ready(lease, done) = std::mem::replace(stage, Stage::Again) else {
                     return false;
@@ -418,8 +488,9 @@ impl Stream<'_, '_> {
                     return false;
                 }
                 *position += u64::from(done);
+                *offset += u64::from(done);
                 *asked = lease.len().min(*asked) - done;
-                self.flow.copied = true;
+                self.flow.copies = true;
                 true
             }
             _ => false,
@@ -429,12 +500,16 @@ impl Stream<'_, '_> {
     /// The sink has taken that many more bytes of a block.
     fn moved(&mut self, position: u64, bytes: u32) {
         self.flow.moved += u64::from(bytes);
+        self.at.took(bytes);
         let Some(index) = self.blocks.iter().position(|block| block.position == position) else {
             return;
         };
         let block = &mut self.blocks[index];
         if let Stage::Ready(lease, done) = &mut block.lease {
             let there = lease.len().min(block.asked);
+            if lease.engine() == Engine::Copy {
+                self.flow.copied += u64::from(bytes);
+            }
             *done += bytes;
             if *done < there {
                 self.broken = true;

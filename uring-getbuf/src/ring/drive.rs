@@ -294,6 +294,11 @@ impl Ring {
         self.slots.has_requests()
     }
 
+    /// Whether the kernel lends, or is asked to lend, what a chain moves.
+    pub(crate) fn is_lent(&self, chain: LeaseId) -> bool {
+        self.slots.is_lent(chain)
+    }
+
     /// If no slot is free, sees to it that those are which only have to be emptied.
     pub(crate) fn empty_slots(&mut self) -> Result<()> {
         while self.slots.free() == 0 && self.slots.is_emptying() {

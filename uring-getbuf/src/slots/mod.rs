@@ -453,6 +453,11 @@ impl Slots {
         if slot.is_over(lease) { 0 } else { slot.uses() }
     }
 
+    /// Whether the kernel lends, or is asked to lend, what the slot of a lease is to hold.
+    pub(crate) fn is_lent(&self, lease: LeaseId) -> bool {
+        self.table.slot(lease.slot()).engine().lends()
+    }
+
     pub(crate) fn tag(&self) -> u8 {
         self.table.tag()
     }
