@@ -28,6 +28,9 @@ pub(crate) enum Command {
         json: bool,
     },
     /// Copies a file
+    ///
+    /// Holes of a file stay holes in a copy that has a name. Where it fails or is interrupted, the copy
+    /// ends behind its last byte that is right.
     #[command(after_help = "Examples:\n  getbuf cp disk.img /backup/\n  zcat a.gz | getbuf cp - a")]
     Cp(CpArgs),
     /// Sends a file over TCP, to one receiver or to many, and closes the connections for writing
@@ -93,6 +96,9 @@ pub(crate) struct CpArgs {
     pub(crate) source: PathBuf,
     /// Where to; a directory, for the same name in it; - is the standard output
     pub(crate) destination: PathBuf,
+    /// Fill holes with zeros instead of keeping them
+    #[arg(long)]
+    pub(crate) no_holes: bool,
     #[command(flatten)]
     pub(crate) options: Options,
 }
@@ -102,9 +108,10 @@ pub(crate) struct SendArgs {
     /// The file to send; - is the standard input
     pub(crate) source: PathBuf,
     /// Where to, as HOST:PORT; an IPv6 address in brackets. Each block is fetched once for all
-    #[arg(value_name = "HOST:PORT", required = true)]
+    #[arg(value_name = "HOST:PORT", required = true, value_parser = receiver)]
     pub(crate) addresses: Vec<Address>,
-    /// Of many receivers, give up one that takes nothing for this long [default: wait]
+    /// Give up a receiver whose name is not looked up, whose connection is not there, or that takes
+    /// nothing for this long [default: wait]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) patience: Option<Duration>,
     /// Of many receivers, give up one that is so many blocks behind the fastest, which is at most
@@ -117,12 +124,20 @@ pub(crate) struct SendArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ProxyArgs {
-    /// Where to listen, as HOST:PORT; an IPv6 address in brackets
+    /// Where to listen, as HOST:PORT; an IPv6 address in brackets. Port 0 is one that is free, which
+    /// it prints
     #[arg(value_name = "LISTEN")]
     pub(crate) listen: Address,
     /// Where to pass connections on to, likewise. It is looked up once
-    #[arg(value_name = "UPSTREAM")]
+    #[arg(value_name = "UPSTREAM", value_parser = receiver)]
     pub(crate) upstream: Address,
+    /// Give up one of the upstream's addresses that is not connected to for this long, and try the
+    /// next [default: as long as the system tries]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) connect_timeout: Option<Duration>,
+    /// Reset a connection of which nothing is moved, either way, for this long [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) idle_timeout: Option<Duration>,
     /// Most connections at a time; others wait. Each has two leases, one for each direction
     /// [default: 1024, or what fits RLIMIT_MEMLOCK]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=8192))]
@@ -168,8 +183,8 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (host, port) = text.rsplit_once(':').ok_or("HOST:PORT is wanted: there is no port")?;
-        let port = port.parse().ok().filter(|port| *port != 0);
-        let port = port.ok_or("HOST:PORT is wanted: a port is a number from 1 to 65535")?;
+        let port = port.parse();
+        let port = port.map_err(|_| "HOST:PORT is wanted: a port is a number up to 65535")?;
         let host = match host.strip_prefix('[').map(|host| host.strip_suffix(']')) {
             Some(inside) => inside.ok_or("a bracket is not closed")?,
             None if host.contains(':') => {
@@ -188,6 +203,15 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port } = self;
         if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+/// An address that can be connected to.
+fn receiver(text: &str) -> Result<Address, &'static str> {
+    let address: Address = text.parse()?;
+    match address.port {
+        0 => Err("HOST:PORT is wanted: a port is a number from 1 to 65535"),
+        _ => Ok(address),
     }
 }
 
@@ -211,7 +235,11 @@ fn bytes(text: &str) -> Result<u32, String> {
         .map_err(|_| "a number of bytes is wanted, such as 65536, 64K or 1M".to_string())?;
     match number.checked_shl(shift).filter(|bytes| bytes >> shift == number) {
         Some(0) => Err("a block has at least 1 byte".into()),
-        Some(bytes @ 1..=0x4000_0000) => Ok(bytes as u32),
+        // It is as much as is pinned and lent.
+        Some(bytes @ 1..=0x4000_0000) => match bytes % rustix::param::page_size() as u64 {
+            0 => Ok(bytes as u32),
+            _ => Err(format!("a block is a multiple of {} bytes", rustix::param::page_size())),
+        },
         _ => Err("a block has at most 1024M".into()),
     }
 }
@@ -225,7 +253,9 @@ mod tests {
         assert_eq!(bytes("4096"), Ok(4096));
         assert_eq!(bytes("64K"), Ok(65536));
         assert_eq!(bytes("1m"), Ok(1 << 20));
-        for bad in ["", "K", "0", "-1", "1G", "2000M", "64 K", "18446744073709551615M", "é"] {
+        for bad in
+            ["", "K", "0", "3", "4097", "-1", "1G", "2000M", "64 K", "18446744073709551615M", "é"]
+        {
             assert!(bytes(bad).is_err(), "{bad}");
         }
     }
@@ -244,11 +274,21 @@ mod tests {
         for good in ["host.example:9000", "127.0.0.1:1", "[::1]:65535", "[fe80::1%lo]:80"] {
             assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
         }
-        for bad in
-            ["", "host", ":9000", "[]:9000", "host:", "host:0", "host:65536", "::1:9000", "[::1:90"]
-        {
+        for bad in [
+            "",
+            "host",
+            ":9000",
+            "[]:9000",
+            "host:",
+            "host:-1",
+            "host:65536",
+            "::1:9000",
+            "[::1:90",
+        ] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
+        assert!(receiver("host:1").is_ok());
+        assert!(receiver("host:0").is_err() && "host:0".parse::<Address>().is_ok());
     }
 
     #[test]

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `getbuf cp`
 
+use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Stat, ftruncate};
+use rustix::fs::{FileType, SeekFrom, Stat, ftruncate, seek, stat};
 
 use crate::args::CpArgs;
 use crate::end::End;
@@ -13,9 +14,10 @@ use crate::ends::{self, DASH, Named, failed};
 use crate::fit;
 use crate::signals::{self, Signals};
 use crate::stdio::Stream;
-use crate::transfer;
+use crate::transfer::{Early, Transfer};
 
 pub(crate) fn run(args: &CpArgs) -> Result<(), End> {
+    refuse_same(args)?;
     let source = ends::open_source(&args.source)?;
     let from = source.stat()?;
     let mut ring = fit::ring(&args.options, 2)?;
@@ -24,30 +26,62 @@ pub(crate) fn run(args: &CpArgs) -> Result<(), End> {
     let sink = open_sink(args, &from)?;
     let to = sink.stat()?;
     if are_same(&from, &to) {
-        return Err(End::failed(format!("{} and {} are the same file", source.name, sink.name)));
+        return Err(same(&source.name, &sink.name));
     }
     signals.begin()?;
     // Only now: whatever could be refused has been.
-    if is_file(&to) && sink.stream.is_none() {
+    let ours = is_file(&to) && sink.stream.is_none();
+    if ours {
         ftruncate(&sink.file, 0).map_err(|errno| failed(&sink.name, errno))?;
     }
-    let moved = transfer::run(&mut ring, &source, &sink, &args.options, &signals)?;
-    moved.tell(&args.options, "");
-    Ok(())
+    let holes = ours && !args.no_holes && source.stream.is_none() && has_holes(&source, &from);
+    let (source, sink, options) = (&source, &sink, &args.options);
+    let transfer = Transfer { source, sink, options, signals: &signals };
+    transfer.run(&mut ring, holes).map_err(|Early { end, right }| {
+        if ours {
+            // What is behind it is not what the source has there.
+            let _ = ftruncate(&sink.file, right);
+        }
+        end
+    })
 }
 
 fn is_file(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
 
-/// Whether both hold the same bytes. Two ends of a terminal do not.
+fn has_holes(source: &Named, stat: &Stat) -> bool {
+    let first = || seek(&source.file, SeekFrom::Hole(0)).ok();
+    is_file(stat) && u64::try_from(stat.st_size).is_ok_and(|size| first() < Some(size))
+}
+
+/// Before they are opened, which has to wait for somebody else where they are pipes.
+fn refuse_same(args: &CpArgs) -> Result<(), End> {
+    if [&args.source, &args.destination].into_iter().any(|path| path == Path::new(DASH)) {
+        return Ok(());
+    }
+    let destination = destination(args)?;
+    match (stat(&args.source), stat(&destination)) {
+        (Ok(from), Ok(to)) if are_same(&from, &to) => {
+            Err(same(&args.source.display(), &destination.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn same(source: &dyn Display, sink: &dyn Display) -> End {
+    End::failed(format!("{source} and {sink} are the same file"))
+}
+
+/// Whether both hold the same bytes. Two ends of a terminal or a socket do not.
 fn are_same(from: &Stat, to: &Stat) -> bool {
-    match (FileType::from_raw_mode(from.st_mode), FileType::from_raw_mode(to.st_mode)) {
-        (FileType::RegularFile, FileType::RegularFile) => {
+    let kinds = [from, to].map(|stat| FileType::from_raw_mode(stat.st_mode));
+    match kinds {
+        [FileType::RegularFile, FileType::RegularFile] | [FileType::Fifo, FileType::Fifo] => {
             (from.st_dev, from.st_ino) == (to.st_dev, to.st_ino)
         }
         // A disk can have several names that are no links.
-        (FileType::BlockDevice, FileType::BlockDevice) => from.st_rdev == to.st_rdev,
+        [FileType::BlockDevice, FileType::BlockDevice] => from.st_rdev == to.st_rdev,
         _ => false,
     }
 }

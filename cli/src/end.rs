@@ -44,8 +44,38 @@ impl End {
     }
 }
 
-/// A line for the person. Nothing is lost but the line where nobody takes it; `eprintln!` would
+/// A line for the person, whose control characters are shown and not obeyed: names of files and hosts
+/// have any. Nothing is lost but the line where nobody takes it; `eprintln!` would
 /// panic, and turn a copy that succeeded into a failure.
 pub(crate) fn say(line: impl fmt::Display) {
+    let line = escaped(&line.to_string());
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn escaped(line: &str) -> String {
+    let mut text = String::with_capacity(line.len());
+    for c in line.chars() {
+        if is_obeyed(c) { text.extend(c.escape_default()) } else { text.push(c) }
+    }
+    text
+}
+
+/// Whether a terminal does something else than to show it. Some order what is beside them anew.
+fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_shown() {
+        for plain in ["plain", "Ünï ©ode", "", "\\ is itself"] {
+            assert_eq!(escaped(plain), plain);
+        }
+        assert_eq!(escaped("a\x1b[2Jb\n\r\t\x7f"), "a\\u{1b}[2Jb\\n\\r\\t\\u{7f}");
+        assert_eq!(escaped("\u{9b}1m\u{202e}txt"), "\\u{9b}1m\\u{202e}txt");
+    }
 }

@@ -5,7 +5,9 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{FileType, OFlags, SeekFrom, Stat, fcntl_getfl, fstat, seek};
+use rustix::fs::{FileType, Stat, fstat};
+use rustix::io::pread;
+use uring_getbuf::STREAM;
 
 use crate::end::End;
 use crate::stdio::Stream;
@@ -32,24 +34,20 @@ impl Named {
         fstat(&self.file).map_err(|errno| failed(&self.name, errno))
     }
 
-    /// Where it stands, if it is a file that is addressed by offset: somebody else may have opened
-    /// it, and read from it or written to it.
-    pub(crate) fn position(&self) -> Option<u64> {
-        let by_offset = matches!(
-            FileType::from_raw_mode(self.stat().ok()?.st_mode),
-            FileType::RegularFile | FileType::BlockDevice
-        );
-        // What is appended moves the position by itself, and to elsewhere.
-        let appended = fcntl_getfl(&self.file).is_ok_and(|flags| flags.contains(OFlags::APPEND));
-        (by_offset && !appended).then(|| seek(&self.file, SeekFrom::Current(0)).ok())?
+    /// Where a transfer begins. A standard stream is read or written where it stands at the time, and
+    /// its position moves: others may share it, such as the next command of a shell's group.
+    pub(crate) fn offset(&self) -> u64 {
+        if self.stream.is_some() { STREAM } else { 0 }
     }
 
-    /// Has it stand behind `bytes` that were moved: whoever shares it goes on from there, such as
-    /// the next command of a shell's group. Requests with an offset do not do that.
-    pub(crate) fn advance(&self, position: Option<u64>, bytes: u64) {
-        if let Some(position) = position {
-            let _ = seek(&self.file, SeekFrom::Start(position + bytes));
-        }
+    pub(crate) fn is_regular(&self) -> bool {
+        let kind = |stat: Stat| FileType::from_raw_mode(stat.st_mode);
+        self.stat().is_ok_and(|stat| kind(stat) == FileType::RegularFile)
+    }
+
+    /// Whether a file has nothing more from here on. It is asked, and not its size.
+    pub(crate) fn ends_at(&self, offset: u64) -> bool {
+        self.is_regular() && pread(&self.file, &mut [0; 1], offset) == Ok(0)
     }
 }
 

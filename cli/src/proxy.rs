@@ -2,20 +2,21 @@
 //! `getbuf proxy`: accepts connections, opens one to the upstream for each, and has the ring move
 //! bytes both ways. One thread, however many there are.
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::net::sockopt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use uring_getbuf::relay::{Proxy, Step};
+use uring_getbuf::relay::{PairId, PairReport, Proxy, Step};
 use uring_getbuf::ring::Attached;
 use uring_getbuf::slots::Event;
 use uring_getbuf::{ErrorKind as Kind, Ring};
 
 use crate::args::{Address, ProxyArgs};
+use crate::connect;
 use crate::end::{End, say};
 use crate::ends::failed;
 use crate::signals::Signals;
@@ -38,9 +39,28 @@ struct Opening {
     client: TcpStream,
     upstream: OwnedFd,
     /// Named by a wait until it is there.
-    _file: Attached,
-    /// The next of the upstream's addresses.
-    next: usize,
+    file: Attached,
+    since: Instant,
+    /// It has had its time.
+    late: bool,
+    tried: Tried,
+}
+
+/// What was tried for a client.
+#[derive(Default)]
+struct Tried {
+    /// How many of the upstream's addresses,
+    count: usize,
+    /// and what each has said.
+    why: Vec<String>,
+}
+
+/// When a pair has moved something for the last time, as far as was looked.
+struct Last {
+    bytes: [u64; 2],
+    at: Instant,
+    /// It was cut, because that was too long ago.
+    cut: bool,
 }
 
 struct Server<'a> {
@@ -58,6 +78,9 @@ struct Server<'a> {
     accepting: bool,
     /// No client can be accepted before.
     rest: Option<Instant>,
+    /// Kept if there is a limit.
+    last: HashMap<PairId, Last>,
+    looked: Instant,
     served: u64,
     failed: u64,
     bytes: [u64; 2],
@@ -75,6 +98,8 @@ pub(crate) fn run(args: &ProxyArgs) -> Result<(), End> {
         free: Vec::new(),
         accepting: false,
         rest: None,
+        last: HashMap::new(),
+        looked: Instant::now(),
         served: 0,
         failed: 0,
         bytes: [0; 2],
@@ -174,8 +199,52 @@ impl Server<'_> {
             while let Some(event) = self.ring.next_event() {
                 self.take(event)?;
             }
+            if self.looked.elapsed() >= LOOK {
+                self.look()?;
+            }
         }
         Ok(())
+    }
+
+    /// Looks for what no event tells.
+    fn look(&mut self) -> uring_getbuf::Result<()> {
+        self.looked = Instant::now();
+        self.proxy.end_reset(&mut self.ring)?;
+        if let Some(most) = self.args.connect_timeout {
+            for opening in self.opening.iter_mut().flatten() {
+                if !opening.late && opening.since.elapsed() >= most {
+                    // The wait for it comes back.
+                    opening.late = true;
+                    self.ring.cancel(&opening.file)?;
+                }
+            }
+        }
+        if let Some(most) = self.args.idle_timeout {
+            for (id, last) in &mut self.last {
+                let bytes = self.proxy.bytes(*id).unwrap_or(last.bytes);
+                if bytes != last.bytes {
+                    (last.bytes, last.at) = (bytes, Instant::now());
+                } else if !last.cut && last.at.elapsed() >= most {
+                    last.cut = true;
+                    self.proxy.cut(&mut self.ring, *id)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn over(&mut self, pair: &PairReport) {
+        self.served += 1;
+        self.bytes[0] += pair.bytes[0];
+        self.bytes[1] += pair.bytes[1];
+        let idle = self.last.remove(&pair.id).is_some_and(|last| last.cut);
+        match (&pair.error, self.args.idle_timeout) {
+            (Some(_), Some(most)) if idle => {
+                self.complain(&format_args!("nothing was moved for {most:?}"));
+            }
+            (Some(error), _) if error.kind() != Kind::Cancelled => self.complain(error),
+            _ => {}
+        }
     }
 
     fn connections(&self) -> usize {
@@ -203,12 +272,7 @@ impl Server<'_> {
             Event::Ready { token, .. } => self.opened(token - OPENING),
             event => {
                 if let Step::Over(pair) = self.proxy.take(&mut self.ring, event)? {
-                    self.served += 1;
-                    self.bytes[0] += pair.bytes[0];
-                    self.bytes[1] += pair.bytes[1];
-                    if let Some(error) = pair.error {
-                        self.complain(&error);
-                    }
+                    self.over(&pair);
                 }
                 Ok(())
             }
@@ -221,7 +285,7 @@ impl Server<'_> {
             match self.listener.accept() {
                 Ok((client, _)) => {
                     let _ = client.set_nodelay(true);
-                    self.open(client, 0)?;
+                    self.open(client, Tried::default())?;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -239,14 +303,13 @@ impl Server<'_> {
     }
 
     /// Begins to open a connection to the upstream, for this client.
-    fn open(&mut self, client: TcpStream, first: usize) -> uring_getbuf::Result<()> {
-        let mut why = None;
-        for (next, address) in self.upstream.iter().enumerate().skip(first) {
-            let begun = begin_to_connect(address);
-            let upstream = match begun {
+    fn open(&mut self, client: TcpStream, mut tried: Tried) -> uring_getbuf::Result<()> {
+        while let Some(address) = self.upstream.get(tried.count) {
+            tried.count += 1;
+            let upstream = match connect::begin(address) {
                 Ok(upstream) => upstream,
                 Err(errno) => {
-                    why = Some(format!("connecting to {address}: {errno}"));
+                    tried.why.push(format!("connecting to {address}: {errno}"));
                     continue;
                 }
             };
@@ -256,16 +319,15 @@ impl Server<'_> {
             });
             let file = self.ring.attach(&upstream)?;
             self.ring.poll_writable(&file, OPENING + place)?;
+            let since = Instant::now();
             self.opening[place as usize] =
-                Some(Opening { client, upstream, _file: file, next: next + 1 });
+                Some(Opening { client, upstream, file, since, late: false, tried });
             return Ok(());
         }
         // The client sees its connection reset: nobody is there to serve it.
         reset(&client);
         self.served += 1;
-        if let Some(why) = why {
-            self.complain(&why);
-        }
+        self.complain(&tried.why.join("; "));
         Ok(())
     }
 
@@ -275,26 +337,31 @@ impl Server<'_> {
             return Ok(());
         };
         self.free.push(place);
-        let Opening { client, upstream, next, .. } = opening;
-        match sockopt::socket_error(&upstream) {
-            Ok(Ok(())) => {
+        let Opening { client, upstream, late, mut tried, .. } = opening;
+        let why = match sockopt::socket_error(&upstream) {
+            Ok(Ok(())) if !late => {
                 let _ = sockopt::set_tcp_nodelay(&upstream, true);
-                if let Err(error) = self.proxy.add(&mut self.ring, client, upstream) {
-                    self.served += 1;
-                    self.complain(&error);
+                match self.proxy.add(&mut self.ring, client, upstream) {
+                    Ok(id) if self.args.idle_timeout.is_some() => {
+                        let last = Last { bytes: [0; 2], at: Instant::now(), cut: false };
+                        self.last.insert(id, last);
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        self.served += 1;
+                        self.complain(&error);
+                    }
                 }
-                Ok(())
+                return Ok(());
             }
-            Ok(Err(errno)) | Err(errno) => {
-                if next >= self.upstream.len() {
-                    self.complain(&format_args!("connecting to {}: {errno}", self.args.upstream));
-                    reset(&client);
-                    self.served += 1;
-                    return Ok(());
-                }
-                self.open(client, next)
+            Ok(Ok(())) => {
+                format!("no answer within {:?}", self.args.connect_timeout.unwrap_or_default())
             }
-        }
+            Ok(Err(errno)) | Err(errno) => errno.to_string(),
+        };
+        let address = self.upstream[tried.count - 1];
+        tried.why.push(format!("connecting to {address}: {why}"));
+        self.open(client, tried)
     }
 
     fn complain(&mut self, why: &dyn std::fmt::Display) {
@@ -314,9 +381,7 @@ impl Server<'_> {
             self.ring.wait_timeout(1, LOOK)?;
             while let Some(event) = self.ring.next_event() {
                 if let Step::Over(pair) = self.proxy.take(&mut self.ring, event)? {
-                    self.served += 1;
-                    self.bytes[0] += pair.bytes[0];
-                    self.bytes[1] += pair.bytes[1];
+                    self.over(&pair);
                 }
             }
         }
@@ -331,16 +396,6 @@ impl Server<'_> {
                 "{served} connections, {failed} of them failed; {there} to the upstream, {back} back"
             ));
         }
-    }
-}
-
-fn begin_to_connect(address: &SocketAddr) -> rustix::io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-    match connect(&socket, address) {
-        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
-        Err(errno) => Err(errno),
     }
 }
 

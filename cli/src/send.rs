@@ -15,7 +15,7 @@ use crate::end::{End, say};
 use crate::ends::{self, Named, failed};
 use crate::progress::Bar;
 use crate::signals::{self, Signals};
-use crate::transfer::{self, plural};
+use crate::transfer::{self, Moved, plural};
 use crate::{connect, fit};
 
 /// How long the receivers have to close their connections, once everything is sent.
@@ -52,11 +52,13 @@ pub(crate) fn run(args: &SendArgs) -> Result<(), End> {
     if peers.is_empty() {
         return Err(End::failed("there is no receiver to send to"));
     }
-    let (report, time) = send(&mut ring, &source, &peers, args, &signals)?;
+    let (mut report, time) = send(&mut ring, &source, &peers, args, &signals)?;
     let deadline = Instant::now() + PATIENCE;
     let mut whole = 0;
     let mut remark = "";
-    for (peer, SinkReport { bytes, error, .. }) in peers.into_iter().zip(report.sinks) {
+    for (peer, SinkReport { bytes, error, .. }) in
+        peers.into_iter().zip(std::mem::take(&mut report.sinks))
+    {
         let outcome = match error {
             Some(error) => Err(error.to_string()),
             None => {
@@ -83,7 +85,8 @@ pub(crate) fn run(args: &SendArgs) -> Result<(), End> {
     if !args.options.quiet {
         let all = format!(", to {whole} of {count} receivers");
         let remark = if count == 1 { remark } else { &all };
-        transfer::tell(report.bytes, report.engine, time, remark);
+        let FanReport { bytes, copied, engine, .. } = report;
+        transfer::tell(Moved { bytes, copied, holes: 0, engine }, time, remark);
     }
     if whole < count {
         let left = count - whole;
@@ -99,12 +102,12 @@ fn send(
     args: &SendArgs,
     signals: &Signals,
 ) -> Result<(FanReport, Duration), End> {
-    let from = source.position();
     let mut bar = Bar::new(&args.options);
     let begin = Instant::now();
     let mut fan = FanOut::new(&source.file)
-        .source_offset(from.unwrap_or(0))
+        .source_offset(source.offset())
         .block_size(args.options.block_size.unwrap_or(u32::MAX))
+        .discard_replies(true)
         .zero_copy_send(pays_zero_copy(ring, peers))
         .canceller(signals.canceller())
         .on_progress(|progress| bar.show(progress))
@@ -121,8 +124,6 @@ fn send(
     let done = fan.run(ring);
     let time = begin.elapsed();
     bar.clear();
-    let bytes = done.as_ref().map_or_else(|failure| failure.report.bytes, |report| report.bytes);
-    source.advance(from, bytes);
     let failure = match done {
         Ok(report) => return Ok((report, time)),
         Err(failure) => failure,

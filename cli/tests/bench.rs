@@ -178,7 +178,8 @@ fn what_cannot_be_written_is_told_before_the_run() {
     }
     assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
     // What is there stays until there is something in its place, and nothing new is left behind.
-    let output = run(&["--dir", "/nowhere", "--json", &inside("file"), "--report", &inside("new")]);
+    let output =
+        run(&["--dir", "/nowhere", "look", "--json", &inside("file"), "--report", &inside("new")]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(fs::read(inside("file")).expect("it is there"), b"precious");
     assert!(!folder.path().join("new").exists());

@@ -181,6 +181,36 @@ impl Proxy {
         Ok(())
     }
 
+    /// Bytes that a pair has moved so far: from the first socket to the second, and from the second to
+    /// the first. `None` if it is over.
+    #[must_use]
+    pub fn bytes(&self, id: PairId) -> Option<[u64; 2]> {
+        let pair = self.pairs.get(id.0 as usize)?.as_ref()?;
+        Some([pair.ends[0].moved, pair.ends[1].moved])
+    }
+
+    /// Ends the pairs of which a socket was reset after the end of what it sent.
+    ///
+    /// Nothing is read from such a socket any more, so no event tells of it before something is sent
+    /// there. A program that wants to know sooner calls this now and then.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Ring::submit`].
+    pub fn end_reset(&mut self, ring: &mut Ring) -> Result<()> {
+        for index in 0..self.pairs.len() {
+            let Some(pair) = &self.pairs[index] else { continue };
+            let ended = pair.ends.iter().filter(|end| matches!(end.way, Way::Ended));
+            let mut errors = ended.map(|end| rustix::net::sockopt::socket_error(&end.socket));
+            if pair.error.is_none() && errors.any(|error| matches!(error, Ok(Err(_)))) {
+                // Whatever it is called in the state of the socket.
+                let reset = source_failed(Errno::new(libc::ECONNRESET));
+                self.fail(ring, index as u32, reset)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes an event of the ring, and goes on with the pair that it is of.
     ///
     /// # Errors
