@@ -51,8 +51,9 @@ fn is_file(stat: &Stat) -> bool {
 }
 
 fn has_holes(source: &Named, stat: &Stat) -> bool {
-    let first = || seek(&source.file, SeekFrom::Hole(0)).ok();
-    is_file(stat) && u64::try_from(stat.st_size).is_ok_and(|size| first() < Some(size))
+    let first = || seek(&source.file, SeekFrom::Hole(0));
+    let is_before = |size| first().is_ok_and(|hole| hole < size);
+    is_file(stat) && u64::try_from(stat.st_size).is_ok_and(is_before)
 }
 
 /// Before they are opened, which has to wait for somebody else where they are pipes.

@@ -2,7 +2,7 @@
 //! The command line as a person or a script meets it: real files, pipes and sockets.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
@@ -16,7 +16,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 mod copy;
+mod holes;
 mod limits;
+mod names;
+mod odd;
 mod probe;
 mod proxy;
 mod receivers;

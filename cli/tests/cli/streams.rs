@@ -166,3 +166,61 @@ fn streams_that_are_not_used_may_be_closed() {
     success(&shell(&place, "\"$getbuf\" probe 1<>/dev/null"));
     assert_eq!(fs::read(place.path("null")).unwrap(), b"");
 }
+
+/// Bytes go where the shared position stands when they are written.
+#[test]
+fn an_output_that_others_write_to_as_well_keeps_everything() {
+    let place = Place::new(0);
+    for open in [">", ">>"] {
+        fs::write(place.path("log"), "").unwrap();
+        let script = format!(
+            "{{ {{ echo one; sleep .6; echo two; }} | \"$getbuf\" cp -q - - & \
+             sleep .3; echo other; wait; }} {open} log"
+        );
+        success(&shell(&place, &script));
+        assert_eq!(fs::read_to_string(place.path("log")).unwrap(), "one\nother\ntwo\n", "{open}");
+    }
+}
+
+/// They come from where the shared position stands when they are read.
+#[test]
+fn an_input_that_others_move_is_read_from_where_it_stands() {
+    let place = Place::new(8_000_000);
+    let mut from = File::open(place.path("from")).unwrap();
+    let mut child = getbuf()
+        .args(["cp", "-", "-", "-q", "--block-size", "4K", "--depth", "2"])
+        .stdin(from.try_clone().unwrap())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = child.stdout.take().unwrap();
+    let mut got = vec![0];
+    output.read_exact(&mut got).unwrap();
+    // The pipe is full by now.
+    thread::sleep(Duration::from_millis(500));
+    from.seek(SeekFrom::End(-1000)).unwrap();
+    output.read_to_end(&mut got).unwrap();
+    assert!(child.wait().unwrap().success());
+    let (before, after) = got.split_at(got.len() - 1000);
+    assert!(before == &place.bytes[..before.len()], "{} bytes", got.len());
+    assert!(after == &place.bytes[place.bytes.len() - 1000..]);
+    assert!(got.len() < 2_000_000, "{} bytes", got.len());
+}
+
+/// Several commands of a group, one after the other, also with one that leaves early.
+#[test]
+fn a_group_of_commands_shares_its_streams() {
+    let place = Place::new(3_000_000);
+    let script = "{ head -c 1000; \"$getbuf\" cp -q - -; echo end; } < from > to";
+    success(&shell(&place, script));
+    // head reads more than it prints, and a file's position is put back by it.
+    let got = fs::read(place.path("to")).unwrap();
+    assert!(got == [&place.bytes[..], b"end\n"].concat(), "{} bytes", got.len());
+    let (address, receive) = receiver("127.0.0.1:0");
+    let script =
+        format!("{{ head -c 1000 >/dev/null; \"$getbuf\" send -q - {address}; cat; }} < from");
+    let output = shell(&place, &script);
+    success(&output);
+    assert_eq!(output.stdout, b"");
+    assert!(receive.join().unwrap() == place.bytes[1000..]);
+}
