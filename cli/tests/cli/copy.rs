@@ -96,6 +96,8 @@ fn numbers_that_make_no_sense_are_refused_by_name() {
     let place = Place::new(10);
     for (option, value, cause) in [
         ("--block-size", "0", "at least 1 byte"),
+        ("--block-size", "3", "a multiple of 4096"),
+        ("--block-size", "4097", "a multiple of 4096"),
         ("--block-size", "12Q", "number of bytes"),
         ("--block-size", "5000M", "at most 1024M"),
         ("--depth", "0", "1..=16384"),

@@ -58,9 +58,7 @@ fn control_characters_of_names_are_shown() {
             &["cp", "-", &path],
             &["cp", &from, &format!("{path}/none/to")],
             &["send", &missing, "127.0.0.1:9"],
-            &["send", &from, &address],
-            &["send", &from, &address, &address],
-            &["proxy", "127.0.0.1:0", &address],
+            &["send", &from, &address, "--patience", "1"],
             &["bench", "look", "--json", &path],
             &["bench", "look", "--dir", &missing],
         ] {

@@ -175,3 +175,118 @@ fn a_proxy_that_cannot_listen_says_so() {
     let said = failure(&run(&["proxy", "nowhere", "127.0.0.1:9"]), 2);
     assert!(said.contains("HOST:PORT"), "{said}");
 }
+
+#[test]
+fn a_proxy_prints_the_port_that_it_got() {
+    let upstream = listener();
+    let mut child = getbuf()
+        .args(["proxy", "127.0.0.1:0", &upstream.1])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = lines.next().unwrap().unwrap();
+    let address = line.strip_prefix("listening on ").and_then(|rest| rest.split(',').next());
+    let address = address.unwrap_or_else(|| panic!("{line}"));
+    assert!(!address.ends_with(":0"), "{line}");
+    let mut client = TcpStream::connect(address).unwrap();
+    client.write_all(b"hello").unwrap();
+    let mut got = [0; 5];
+    upstream.0.accept().unwrap().0.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"hello");
+    signal(&child, "-TERM");
+    assert!(child.wait().unwrap().success());
+    // To connect to, there is no such port.
+    let said = failure(&run(&["proxy", "127.0.0.1:0", "127.0.0.1:0"]), 2);
+    assert!(said.contains("1 to 65535"), "{said}");
+}
+
+/// A client's socket, with a limit on how long it is waited for.
+fn is_reset_within(mut stream: TcpStream, limit: Duration) {
+    let begin = Instant::now();
+    stream.set_read_timeout(Some(limit)).unwrap();
+    let error = stream.read(&mut [0]).expect_err("a reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_proxy_gives_an_upstream_up_that_does_not_answer() {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_full, _waiting, address) = full();
+    let proxy = Proxy::to(upstream, &address, &["--connect-timeout", "0.5"]);
+    is_reset_within(proxy.client(), Duration::from_secs(20));
+    let said = proxy.end();
+    assert!(said.contains(&address) && said.contains("no answer within 500ms"), "{said}");
+}
+
+#[test]
+fn a_proxy_resets_connections_that_are_idle() {
+    let proxy = Proxy::new(&["--idle-timeout", "1"]);
+    let ((idle, idle_too), (mut busy, mut busy_too)) = (proxy.pair(), proxy.pair());
+    let begin = Instant::now();
+    // One way is enough.
+    while begin.elapsed() < Duration::from_millis(2500) {
+        busy.write_all(b"x").unwrap();
+        busy_too.read_exact(&mut [0]).unwrap();
+        thread::sleep(Duration::from_millis(50));
+    }
+    idle.set_nonblocking(true).unwrap();
+    is_reset_within(idle, Duration::from_millis(1));
+    is_reset_within(idle_too, Duration::from_secs(20));
+    busy_too.write_all(b"yes").unwrap();
+    busy.read_exact(&mut [0; 3]).unwrap();
+    drop((busy, busy_too));
+    let said = proxy.end();
+    assert!(
+        said.contains("nothing was moved for 1s") && said.contains("1 of them failed"),
+        "{said}"
+    );
+}
+
+/// Nothing is read from it any more, and nothing is sent to it.
+#[test]
+fn a_proxy_notices_a_client_that_resets_after_its_end() {
+    let proxy = Proxy::new(&[]);
+    for ends_first in [0, 1] {
+        let (client, server) = proxy.pair();
+        let ends = if ends_first == 0 { [client, server] } else { [server, client] };
+        let [one, mut other] = ends;
+        one.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(other.read(&mut [0]).unwrap(), 0);
+        rustix::net::sockopt::set_socket_linger(&one, Some(Duration::ZERO)).unwrap();
+        drop(one);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let error = loop {
+            match other.take_error().unwrap() {
+                Some(error) => break error,
+                None => assert!(Instant::now() < deadline, "the other one is not told"),
+            }
+            thread::sleep(Duration::from_millis(10));
+        };
+        // Its own end has come already.
+        let kinds = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe];
+        assert!(kinds.contains(&error.kind()), "{error}");
+    }
+    let said = proxy.end();
+    assert!(said.contains("2 of them failed"), "{said}");
+}
+
+#[test]
+fn a_proxy_tells_of_every_address_of_its_upstream() {
+    let place = Place::new(0);
+    let gone = listener().1.rsplit_once(':').unwrap().1.to_owned();
+    let hosts = "127.0.0.1 many.example\n127.0.0.2 many.example\n";
+    let script = format!("exec \"$getbuf\" proxy 127.0.0.1:0 many.example:{gone}");
+    let Some(mut command) = with_names(&place, hosts, "", &script) else { return };
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = lines.next().unwrap().unwrap();
+    let address = line.strip_prefix("listening on ").and_then(|rest| rest.split(',').next());
+    is_reset_within(TcpStream::connect(address.unwrap()).unwrap(), Duration::from_secs(20));
+    let said = lines.next().unwrap().unwrap();
+    for address in ["127.0.0.1", "127.0.0.2"] {
+        assert!(said.contains(&format!("{address}:{gone}: ")), "{address}: {said}");
+    }
+    signal(&child, "-TERM");
+    assert!(child.wait().unwrap().success());
+}

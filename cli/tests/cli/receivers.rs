@@ -6,26 +6,6 @@ use std::net::UdpSocket;
 
 use super::*;
 
-/// A listener, and its address.
-fn listener() -> (TcpListener, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    (listener, address)
-}
-
-/// A listener who accepts no more connections: they neither begin nor fail.
-fn full() -> (TcpListener, Vec<TcpStream>, String) {
-    let (listener, address) = listener();
-    rustix::net::listen(&listener, 0).unwrap();
-    let mut waiting = Vec::new();
-    let (to, patience) = (listener.local_addr().unwrap(), Duration::from_millis(300));
-    while let Ok(stream) = TcpStream::connect_timeout(&to, patience) {
-        waiting.push(stream);
-        assert!(waiting.len() < 100, "it accepts all");
-    }
-    (listener, waiting, address)
-}
-
 /// How a connection ends after these bytes.
 fn end_of(mut stream: TcpStream, expected: &[u8]) -> std::io::Result<usize> {
     let mut got = vec![0; expected.len()];
@@ -206,30 +186,6 @@ fn patience_covers_connecting() {
     assert!(receive.join().unwrap() == place.bytes);
     // Twice one second, and no third one.
     assert!(begin.elapsed() < Duration::from_millis(2900), "{:?}", begin.elapsed());
-}
-
-/// Runs a script in a mount namespace with these files in place of the system's.
-fn with_names(place: &Place, hosts: &str, resolver: &str, script: &str) -> Option<Command> {
-    let files =
-        [("hosts", hosts), ("resolv.conf", resolver), ("nsswitch.conf", "hosts: files dns\n")];
-    let mut whole = String::new();
-    for (name, content) in files {
-        fs::write(place.path(name), content).unwrap();
-        whole +=
-            &format!("[ -e /etc/{name} ] || exit 99; mount --bind {name} /etc/{name} || exit 99\n");
-    }
-    let unshare = |script: &str| {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", script]).env("getbuf", env!("CARGO_BIN_EXE_getbuf"));
-        command.current_dir(place.folder.path()).stdin(Stdio::null()).stderr(Stdio::piped());
-        command
-    };
-    if unshare(&whole).output().is_ok_and(|output| output.status.success()) {
-        Some(unshare(&(whole + script)))
-    } else {
-        println!("skipped: no mount namespace with names of its own can be had here");
-        None
-    }
 }
 
 /// The name server never answers.
