@@ -54,6 +54,11 @@ fn is_told(change: &dyn Fn(&mut Command), words: &[&str]) {
     assert!(output.status.success(), "{}", said(&output));
     let probe: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(probe["best"].is_null());
+    // What could not be asked is neither there nor not there.
+    for (feature, value) in probe["features"].as_object().expect("features") {
+        assert!(value.is_null(), "{feature}: {value}");
+    }
+    assert!(probe["claimed_opcodes"].is_null(), "{probe}");
     for engine in ["opcode", "module", "copy"] {
         let reason = probe["engines"][engine]["reason"].as_str().expect("a reason");
         for word in words {
@@ -64,16 +69,18 @@ fn is_told(change: &dyn Fn(&mut Command), words: &[&str]) {
     assert!(output.status.success(), "{}", said(&output));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    assert_eq!(text.matches("unknown").count(), 4, "{text}");
+    assert!(!text.contains("no (Linux"), "{text}");
 }
 
-/// Makes every io_uring_setup(2) of this process fail with `EPERM`, as in many containers.
-fn forbid_rings() -> io::Result<()> {
+/// Makes a system call of this process fail with `EPERM`: io_uring_setup(2), as in many containers.
+fn forbid(call: libc::c_long) -> io::Result<()> {
     let filter = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let deny = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     let mut program = [
         // The number of the call.
         filter(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_io_uring_setup as u32),
+        filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32),
         filter(libc::BPF_RET | libc::BPF_K, 0, 0, deny),
         filter(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
@@ -91,9 +98,26 @@ fn a_sandbox_without_rings_is_told_of() {
     let _alone = ONE_AT_A_TIME.lock();
     let confine = |command: &mut Command| {
         // SAFETY: between fork and exec there are two system calls, and no allocation.
-        unsafe { command.pre_exec(forbid_rings) };
+        unsafe { command.pre_exec(|| forbid(libc::SYS_io_uring_setup)) };
     };
     is_told(&confine, &["forbidden", "seccomp", "io_uring_setup"]);
+}
+
+/// There are rings, and the kernel cannot be asked what it knows.
+#[test]
+fn a_sandbox_that_forbids_questions_leaves_the_answers_open() {
+    let _alone = ONE_AT_A_TIME.lock();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_getbuf"));
+    command.args(["probe", "--json"]).stdin(Stdio::null());
+    // SAFETY: between fork and exec there are two system calls, and no allocation.
+    unsafe { command.pre_exec(|| forbid(libc::SYS_io_uring_register)) };
+    let output = command.output().expect("getbuf runs");
+    assert!(output.status.success(), "{}", said(&output));
+    let probe: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(probe["claimed_opcodes"].is_null(), "{probe}");
+    for feature in ["send_zc", "writev_fixed"] {
+        assert!(probe["features"][feature].is_null(), "{feature}: {probe}");
+    }
 }
 
 #[test]
