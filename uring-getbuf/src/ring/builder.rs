@@ -167,8 +167,9 @@ impl Builder {
         if self.regions > 0 {
             slots = slots.regions(pool_index + 1, self.regions);
         }
+        let buffers = u32::from(pool_index) + 1 + u32::from(self.regions);
         submitter
-            .register_buffers_sparse(u32::from(pool_index) + 1 + u32::from(self.regions))
+            .register_buffers_sparse(buffers)
             .map_err(|error| Error::io(ErrorKind::Ring, &error, "registering the slots"))?;
         let pin = |blocks: u16| {
             let iov_len = usize::from(blocks) * pool.block_size() as usize;
@@ -211,6 +212,8 @@ impl Builder {
             uring: Queues::new(uring),
             support,
             device,
+            buffers,
+            process: std::process::id(),
         })
     }
 
