@@ -2,6 +2,8 @@
 //! The copy engine's memory: one block per slot, registered with the ring once.
 
 use std::ptr::{self, NonNull};
+use std::time::Duration;
+use std::{io, thread};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
@@ -13,6 +15,74 @@ const MAX_BYTES: u64 = 1 << 30;
 const ALIGN: u32 = 4096;
 /// From this size on it is worth asking for huge pages.
 const HUGE_PAGE: usize = 2 << 20;
+
+/// How large a pool is to be, and which of its numbers may become smaller to fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// How many blocks.
+    pub blocks: u16,
+    /// Bytes of a block, rounded up to whole pages.
+    pub block_size: u32,
+    /// Whether fewer blocks will do.
+    pub fewer: bool,
+    /// Whether smaller blocks will do.
+    pub smaller: bool,
+}
+
+impl Shape {
+    /// So few blocks still serve several requests at once.
+    const FEW: u16 = 4;
+
+    /// About half of it. `None`: it cannot become smaller.
+    fn halved(self) -> Option<Self> {
+        let Self { blocks, block_size, fewer, smaller } = self;
+        if fewer && blocks > Self::FEW {
+            Some(Self { blocks: (blocks / 2).max(Self::FEW), ..self })
+        } else if smaller && block_size > ALIGN {
+            Some(Self { block_size: (block_size / 2).next_multiple_of(ALIGN), ..self })
+        } else if fewer && blocks > 1 {
+            Some(Self { blocks: blocks / 2, ..self })
+        } else {
+            None
+        }
+    }
+}
+
+/// The kernel gives back what a closed ring has pinned, but not at once: where memory is missing, it
+/// is worth to try again for some 100 ms.
+#[derive(Debug)]
+pub(crate) struct Patience(Duration);
+
+impl Patience {
+    pub(crate) const fn new() -> Self {
+        Self(Duration::from_millis(1))
+    }
+
+    /// Waits a little, longer each time. `false`: it has been long enough.
+    pub(crate) fn wait(&mut self) -> bool {
+        let more = self.0 < Duration::from_millis(100);
+        if more {
+            thread::sleep(self.0);
+            self.0 *= 2;
+        }
+        more
+    }
+
+    /// Tries for as long as memory is missing and there is patience.
+    pub(crate) fn attempt<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let mut patience = Self::new();
+        loop {
+            match attempt() {
+                Err(error) if is_short(&error) && patience.wait() => {}
+                done => return done,
+            }
+        }
+    }
+}
+
+fn is_short(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOMEM)
+}
 
 /// Memory for the copy engine: a block for each slot, in one mapping.
 ///
@@ -81,6 +151,38 @@ impl Pool {
         Ok(pool)
     }
 
+    /// Maps a pool and has it pinned by `pin`, which registers it with a ring.
+    ///
+    /// Where memory is missing, it becomes as small as its shape lets it. What a ring had pinned that
+    /// was closed a moment ago is waited for, for some 100 ms.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`new`](Self::new), and [`MemoryLimit`](ErrorKind::MemoryLimit) with the error of the
+    /// last `pin`.
+    pub fn fitting(shape: Shape, mut pin: impl FnMut(&Self) -> io::Result<()>) -> Result<Self> {
+        let refused = |pool: &Self, error: &io::Error| {
+            let what = format!("pinning a pool of {} bytes", pool.bytes());
+            Error::io(ErrorKind::MemoryLimit, error, what)
+        };
+        let mut patience = Patience::new();
+        let mut shape = shape;
+        loop {
+            let pool = Self::new(shape.blocks, shape.block_size)?;
+            let mut pinned = pin(&pool);
+            if pinned.as_ref().is_err_and(is_short) {
+                pool.avoid_huge_pages();
+                pinned = pin(&pool);
+            }
+            match (pinned, shape.halved()) {
+                (Ok(()), _) => return Ok(pool),
+                (Err(error), Some(half)) if is_short(&error) => shape = half,
+                (Err(error), None) if is_short(&error) && patience.wait() => {}
+                (Err(error), _) => return Err(refused(&pool, &error)),
+            }
+        }
+    }
+
     /// Gives up its huge pages, and what is in it: the kernel counts the whole of a huge page of
     /// which a byte is pinned (`RLIMIT_MEMLOCK`).
     pub(crate) fn avoid_huge_pages(&self) {
@@ -145,6 +247,59 @@ mod tests {
         let error = Pool::new(4096, 1 << 20).unwrap_err().to_string();
         assert!(error.contains("at most 1024 blocks"), "{error}");
         assert!(error.contains("at most 262144 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_shape_becomes_smaller_where_it_may() {
+        let shapes = |blocks, block_size, fewer, smaller| {
+            let first = Shape { blocks, block_size, fewer, smaller };
+            let all = std::iter::successors(Some(first), |shape| shape.halved());
+            all.map(|shape| (shape.blocks, shape.block_size)).collect::<Vec<_>>()
+        };
+        assert_eq!(shapes(32, 128 << 10, false, false), [(32, 128 << 10)]);
+        assert_eq!(shapes(7, 4096, true, false), [(7, 4096), (4, 4096), (2, 4096), (1, 4096)]);
+        assert_eq!(shapes(7, 20000, false, true), [(7, 20000), (7, 12288), (7, 8192), (7, 4096)]);
+        let all = shapes(32, 128 << 10, true, true);
+        assert_eq!(all.last(), Some(&(1, 4096)));
+        assert!(all.contains(&(4, 128 << 10)) && all.contains(&(4, 4096)), "{all:?}");
+        assert!(all.is_sorted_by(|a, b| {
+            u64::from(a.0) * u64::from(a.1) > u64::from(b.0) * u64::from(b.1)
+        }));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_tried_smaller_and_for_a_while() {
+        let no = |errno| Err(io::Error::from_raw_os_error(errno));
+        let shape = Shape { blocks: 8, block_size: 8192, fewer: true, smaller: true };
+        let most = |bytes| {
+            move |pool: &Pool| {
+                if pool.bytes() <= bytes { Ok(()) } else { no(libc::ENOMEM) }
+            }
+        };
+        let fitted = |bytes| Pool::fitting(shape, most(bytes)).map(|pool| pool.bytes());
+        assert_eq!(fitted(65536).unwrap(), 65536);
+        assert_eq!(fitted(65535).unwrap(), 32768);
+        assert_eq!(fitted(4096).unwrap(), 4096);
+        let error = fitted(0).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.raw_os_error()),
+            (ErrorKind::MemoryLimit, Some(libc::ENOMEM))
+        );
+        // It is there a moment later.
+        let exact = Shape { fewer: false, smaller: false, ..shape };
+        let mut times = 0;
+        let later = Pool::fitting(exact, |_| {
+            times += 1;
+            if times > 6 { Ok(()) } else { no(libc::ENOMEM) }
+        });
+        assert_eq!(later.unwrap().blocks(), 8);
+        // Another error is not waited for.
+        let mut times = 0;
+        let refused = Pool::fitting(shape, |_| {
+            times += 1;
+            no(libc::EFAULT)
+        });
+        assert_eq!((refused.unwrap_err().raw_os_error(), times), (Some(libc::EFAULT), 1));
     }
 
     #[test]
