@@ -16,6 +16,7 @@ mod child;
 mod fan;
 mod lease;
 mod life;
+mod limits;
 mod look;
 mod provide;
 mod relay;
@@ -85,6 +86,7 @@ fn add(engine: Engine, trials: &mut Vec<Trial>) {
         ("waits", waits::CENTRAL, waits::CASES),
         ("bad", bad::CENTRAL, bad::CASES),
         ("process", &[], child::CASES),
+        ("limits", &[], limits::CASES),
     ];
     for (area, central, cases) in areas {
         for (suffix, setup) in SETUPS {
