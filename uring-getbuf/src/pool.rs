@@ -6,6 +6,7 @@ use std::time::Duration;
 use std::{io, thread};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -80,6 +81,15 @@ impl Patience {
     }
 }
 
+const fn stride(block_size: u32) -> u64 {
+    (block_size as u64).next_multiple_of(ALIGN as u64)
+}
+
+/// Whether a pool is not too large for one registered buffer.
+const fn can_be_registered(blocks: u16, block_size: u32) -> bool {
+    blocks as u64 * stride(block_size) <= MAX_BYTES
+}
+
 fn is_short(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOMEM)
 }
@@ -110,9 +120,9 @@ impl Pool {
                 "a pool of {blocks} blocks of {block_size} bytes: both must be at least 1"
             ));
         }
-        let stride = u64::from(block_size).next_multiple_of(u64::from(ALIGN));
+        let stride = stride(block_size);
         let bytes = stride * u64::from(blocks);
-        if bytes > MAX_BYTES {
+        if !can_be_registered(blocks, block_size) {
             let most = MAX_BYTES / u64::from(blocks) / u64::from(ALIGN) * u64::from(ALIGN);
             return invalid(format!(
                 "a pool of {blocks} blocks of {block_size} bytes is {bytes} bytes, and one \
@@ -151,34 +161,57 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Maps a pool and has it pinned by `pin`, which registers it with a ring.
+    /// Maps a pool and has it pinned by `pin`, which registers it with a ring, or for `None` empties
+    /// its entry.
     ///
-    /// Where memory is missing, it becomes as small as its shape lets it. What a ring had pinned that
-    /// was closed a moment ago is waited for, for some 100 ms.
+    /// Where little memory may be locked, it becomes as small as its shape lets it, so that it fits and
+    /// leaves half as much to others. What a ring had pinned that was closed a moment ago is waited
+    /// for, for some 100 ms.
     ///
     /// # Errors
     ///
     /// Those of [`new`](Self::new), and [`MemoryLimit`](ErrorKind::MemoryLimit) with the error of the
     /// last `pin`.
-    pub fn fitting(shape: Shape, mut pin: impl FnMut(&Self) -> io::Result<()>) -> Result<Self> {
-        let refused = |pool: &Self, error: &io::Error| {
-            let what = format!("pinning a pool of {} bytes", pool.bytes());
-            Error::io(ErrorKind::MemoryLimit, error, what)
+    pub fn fitting(
+        shape: Shape,
+        mut pin: impl FnMut(Option<&Self>) -> io::Result<()>,
+    ) -> Result<Self> {
+        let mut pinned = |blocks, block_size| {
+            let pool = Self::new(blocks, block_size)?;
+            // What is there would count until its successor is.
+            let mut done = pin(None).and_then(|()| pin(Some(&pool)));
+            if done.as_ref().is_err_and(is_short) {
+                pool.avoid_huge_pages();
+                done = pin(Some(&pool));
+            }
+            Ok(done.map_err(|error| (pool.bytes(), error)).map(|()| pool))
         };
+        let is_limited = getrlimit(Resource::Memlock).current.is_some();
         let mut patience = Patience::new();
         let mut shape = shape;
         loop {
-            let pool = Self::new(shape.blocks, shape.block_size)?;
-            let mut pinned = pin(&pool);
-            if pinned.as_ref().is_err_and(is_short) {
-                pool.avoid_huge_pages();
-                pinned = pin(&pool);
-            }
-            match (pinned, shape.halved()) {
-                (Ok(()), _) => return Ok(pool),
-                (Err(error), Some(half)) if is_short(&error) => shape = half,
-                (Err(error), None) if is_short(&error) && patience.wait() => {}
-                (Err(error), _) => return Err(refused(&pool, &error)),
+            let Shape { blocks, block_size, .. } = shape;
+            let half = shape.halved();
+            // Each ring of a user leaves something to the next one.
+            let more = blocks.saturating_add(blocks.div_ceil(2));
+            let leaves = match half {
+                Some(_) if is_limited && can_be_registered(more, block_size) => {
+                    pinned(more, block_size)?.map(drop)
+                }
+                _ => Ok(()),
+            };
+            let done = match leaves {
+                Ok(()) => pinned(blocks, block_size)?,
+                Err(why) => Err(why),
+            };
+            match (done, half) {
+                (Ok(pool), _) => return Ok(pool),
+                (Err((_, error)), Some(half)) if is_short(&error) => shape = half,
+                (Err((_, error)), None) if is_short(&error) && patience.wait() => {}
+                (Err((bytes, error)), _) => {
+                    let what = format!("pinning a pool of {bytes} bytes");
+                    return Err(Error::io(ErrorKind::MemoryLimit, &error, what));
+                }
             }
         }
     }
@@ -237,6 +270,8 @@ impl Drop for Pool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -268,27 +303,14 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_tried_smaller_and_for_a_while() {
+    fn what_does_not_fit_is_tried_for_a_while() {
         let no = |errno| Err(io::Error::from_raw_os_error(errno));
-        let shape = Shape { blocks: 8, block_size: 8192, fewer: true, smaller: true };
-        let most = |bytes| {
-            move |pool: &Pool| {
-                if pool.bytes() <= bytes { Ok(()) } else { no(libc::ENOMEM) }
-            }
-        };
-        let fitted = |bytes| Pool::fitting(shape, most(bytes)).map(|pool| pool.bytes());
-        assert_eq!(fitted(65536).unwrap(), 65536);
-        assert_eq!(fitted(65535).unwrap(), 32768);
-        assert_eq!(fitted(4096).unwrap(), 4096);
-        let error = fitted(0).unwrap_err();
-        assert_eq!(
-            (error.kind(), error.raw_os_error()),
-            (ErrorKind::MemoryLimit, Some(libc::ENOMEM))
-        );
-        // It is there a moment later.
-        let exact = Shape { fewer: false, smaller: false, ..shape };
+        let shape = Shape { blocks: 8, block_size: 8192, fewer: false, smaller: false };
+        let error = Pool::fitting(shape, |_| no(libc::ENOMEM)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::MemoryLimit);
+        assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
         let mut times = 0;
-        let later = Pool::fitting(exact, |_| {
+        let later = Pool::fitting(shape, |_| {
             times += 1;
             if times > 6 { Ok(()) } else { no(libc::ENOMEM) }
         });
@@ -300,6 +322,37 @@ mod tests {
             no(libc::EFAULT)
         });
         assert_eq!((refused.unwrap_err().raw_os_error(), times), (Some(libc::EFAULT), 1));
+    }
+
+    #[test]
+    fn what_is_limited_leaves_something_to_the_next() {
+        let shape = Shape { blocks: 8, block_size: 8192, fewer: true, smaller: true };
+        let fitted = |limit: usize| {
+            let pinned = Cell::new(0);
+            let pool = Pool::fitting(shape, |pool| {
+                let bytes = pool.map_or(0, Pool::bytes);
+                // As the kernel counts what is replaced.
+                if bytes + if bytes > 0 { pinned.get() } else { 0 } > limit {
+                    return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+                }
+                pinned.set(bytes);
+                Ok(())
+            });
+            assert!(pool.as_ref().is_err() || pool.as_ref().unwrap().bytes() == pinned.get());
+            pool.map(|pool| pool.bytes())
+        };
+        // How much of it is left depends on whether there is a limit.
+        let is_limited = getrlimit(Resource::Memlock).current.is_some();
+        for limit in (4096..200_000).step_by(4096) {
+            let bytes = fitted(limit).unwrap();
+            assert!(bytes <= limit && (bytes > limit / 6 || bytes == 65536), "{bytes} of {limit}");
+            assert!(!is_limited || bytes == 4096 || bytes / 2 * 3 <= limit, "{bytes} of {limit}");
+        }
+        assert_eq!(fitted(98304).unwrap(), 65536);
+        assert_eq!(fitted(0).unwrap_err().kind(), ErrorKind::MemoryLimit);
+        // The largest one leaves nothing that could be registered with it.
+        let largest = Shape { blocks: 1024, block_size: 1 << 20, fewer: true, smaller: true };
+        assert_eq!(Pool::fitting(largest, |_| Ok(())).unwrap().bytes(), 1 << 30);
     }
 
     #[test]

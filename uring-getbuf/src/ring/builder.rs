@@ -167,21 +167,22 @@ impl Builder {
         submitter
             .register_buffers_sparse(buffers)
             .map_err(|error| Error::io(ErrorKind::Ring, &error, "registering the slots"))?;
-        let pin = |pool: &Pool, blocks: u16| {
-            let iov_len = usize::from(blocks) * pool.block_size() as usize;
-            let iov_base = if blocks == 0 { ptr::null_mut() } else { pool.base().cast() };
-            let vector = libc::iovec { iov_base, iov_len };
-            // SAFETY: the pool is one mapping of at least that many bytes, and none empties the
-            // slot. The kernel pins its pages, so it may even be unmapped while they are
-            // registered.
+        let pin = |base: *mut u8, iov_len| {
+            let vector = libc::iovec { iov_base: base.cast(), iov_len };
+            // SAFETY: it is a part of a pool, or null, which empties the entry. The kernel pins its
+            // pages, so it may even be unmapped while they are registered.
             unsafe { submitter.register_buffers_update(u32::from(pool_index), &[vector], None) }
+                .map(drop)
         };
-        let pool = Pool::fitting(self.shape, |pool| pin(pool, pool.blocks()).map(drop));
+        let pool = Pool::fitting(self.shape, |pool| match pool {
+            Some(pool) => pin(pool.base(), pool.bytes()),
+            None => pin(ptr::null_mut(), 0),
+        });
         let pool = pool.map_err(|error| {
             let refused = self.pool_refused(error, &support, |pool, blocks| {
                 // What is replaced counts until its successor is there.
-                let _ = pin(pool, 0);
-                pin(pool, blocks).is_ok()
+                let _ = pin(ptr::null_mut(), 0);
+                pin(pool.base(), usize::from(blocks) * pool.block_size() as usize).is_ok()
             });
             // The kernel takes its time to put the ring away, with what is pinned.
             let _ = submitter.unregister_buffers();
