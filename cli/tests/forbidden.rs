@@ -54,6 +54,8 @@ fn is_told(change: &dyn Fn(&mut Command), words: &[&str]) {
     assert!(output.status.success(), "{}", said(&output));
     let probe: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(probe["best"].is_null());
+    // What could not be asked is not known.
+    assert!(probe["features"]["send_zc"].is_null(), "{probe:#}");
     for engine in ["opcode", "module", "copy"] {
         let reason = probe["engines"][engine]["reason"].as_str().expect("a reason");
         for word in words {
@@ -64,6 +66,7 @@ fn is_told(change: &dyn Fn(&mut Command), words: &[&str]) {
     assert!(output.status.success(), "{}", said(&output));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    assert!(text.contains("SEND_ZC             unknown\n"), "{text}");
 }
 
 /// Makes every io_uring_setup(2) of this process fail with `EPERM`, as in many containers.
