@@ -107,7 +107,7 @@ impl Drop for Sleeper {
     }
 }
 
-fn child(what: &str, rig: &Rig) -> Result<Command, Stop> {
+pub(crate) fn child(what: &str, rig: &Rig) -> Result<Command, Stop> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([FLAG, what, rig.engine.name()]);
     Ok(command)

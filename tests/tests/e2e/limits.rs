@@ -6,11 +6,15 @@
 //! counted over all of that user's processes.
 
 use std::fs::File;
-use std::io::{Read, Write, pipe};
+use std::io::{BufRead, BufReader, Read, Write, pipe};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use getbuf_tests::{Folder, Stop, Verdict, fill, forget, pattern, skip};
+use getbuf_tests::{Folder, Rig, Stop, Verdict, fill, forget, pattern, skip, until_free};
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uring_getbuf::engine::Engine;
 use uring_getbuf::probe::Support;
@@ -29,6 +33,9 @@ pub(crate) const CASES: &[Case] = &[
     ("every_small_limit", |rig| run("every_small_limit", rig)),
     ("no_memory_to_look_with", |rig| run("no_memory_to_look_with", rig)),
     ("no_thread_to_be_had", |rig| run("no_thread_to_be_had", rig)),
+    ("a_stopped_receiver_outlives_its_sender", a_stopped_receiver_outlives_its_sender),
+    ("a_lease_keeps_memory_from_being_sealed", a_lease_keeps_memory_from_being_sealed),
+    ("unbuffered_files_of_tmpfs", unbuffered_files_of_tmpfs),
 ];
 
 /// A child's part.
@@ -41,6 +48,8 @@ pub(crate) fn child(what: &str, engine: Engine) -> Verdict {
         "every_small_limit" => every_small_limit(engine),
         "no_memory_to_look_with" => no_memory_to_look_with(engine),
         "no_thread_to_be_had" => no_thread_to_be_had(engine),
+        "sender" => sender(engine),
+        "next_one" => next_one(engine),
         _ => Err(Stop::Fail(format!("no child {what}"))),
     }
 }
@@ -61,7 +70,10 @@ pub(crate) fn be_an_ordinary_user() -> Verdict {
     if unsafe { libc::geteuid() } != 0 {
         return Ok(());
     }
-    let id = 20_000 + std::process::id() % 40_000;
+    become_user(20_000 + std::process::id() % 40_000)
+}
+
+fn become_user(id: u32) -> Verdict {
     // SAFETY: takes no memory; this process has one thread.
     if unsafe { libc::setresuid(id, id, id) } != 0 {
         return skip("root cannot become somebody without CAP_IPC_LOCK here");
@@ -322,5 +334,142 @@ fn no_thread_to_be_had(engine: Engine) -> Verdict {
     let error = ring.wait_installed(fetched).expect_err("it is cancelled");
     assert_eq!(error.raw_os_error(), Some(libc::ECANCELED), "{error}");
     assert!(!error.to_string().contains("RLIMIT_NPROC"), "{error}");
+    Ok(())
+}
+
+/// Sends more than a receiver takes that does not read, and waits to be killed.
+fn sender(engine: Engine) -> Verdict {
+    let files = Files::new()?;
+    lockable(USUAL)?;
+    let (user, port) = told_by_parent()?;
+    become_user(user)?;
+    let mut ring = any(engine).slots(24).block_size(256 << 10).build()?;
+    if !ring.support().features().send_zc {
+        return skip("this kernel has no SEND_ZC");
+    }
+    let socket = TcpStream::connect(("127.0.0.1", port))?;
+    let (source, sink) = (ring.attach(&files.source)?, ring.attach(&socket)?);
+    for _ in 0..24 {
+        let fetched = ring.fetch(&source, 0, 256 << 10)?;
+        let lease = ring.wait_installed(fetched)?.expect("a block");
+        ring.send_zc(&lease, .., &sink, SendFlags::NONE)?;
+    }
+    ring.wait_timeout(24, Duration::from_millis(300))?;
+    println!("sent");
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// Whether another process of that user may lock nearly all that a user may.
+fn next_one(engine: Engine) -> Verdict {
+    lockable(USUAL)?;
+    become_user(told_by_parent()?.0)?;
+    match any(engine).slots(30).block_size(256 << 10).build() {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::MemoryLimit => skip("no"),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A user and a port, from a line of the standard input.
+fn told_by_parent() -> Result<(u32, u16), Stop> {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    let mut numbers = line.split_whitespace();
+    let mut next = || numbers.next().expect("two numbers");
+    Ok((next().parse()?, next().parse()?))
+}
+
+/// What a socket still has to send is memory of the leases: it counts for the user, also when the
+/// process is gone, until the receiver has taken it or gone away.
+fn a_stopped_receiver_outlives_its_sender(rig: &Rig) -> Verdict {
+    // SAFETY: takes nothing.
+    if unsafe { libc::geteuid() } != 0 {
+        return skip("only root can be two processes of an ordinary user of its own");
+    }
+    let user = 20_000 + std::process::id() % 40_000;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let told = format!("{user} {}\n", listener.local_addr()?.port());
+    let start = |what| -> Result<std::process::Child, Stop> {
+        let mut command = crate::child::child(what, rig)?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        child.stdin.as_mut().expect("a pipe").write_all(told.as_bytes())?;
+        Ok(child)
+    };
+    let mut sender = start("sender")?;
+    let mut line = String::new();
+    BufReader::new(sender.stdout.as_mut().expect("a pipe")).read_line(&mut line)?;
+    if line != "sent\n" {
+        sender.wait()?;
+        return skip(line);
+    }
+    let (receiver, _) = listener.accept()?;
+    sender.kill()?;
+    sender.wait()?;
+    let fits = || -> Result<bool, Stop> {
+        let output = start("next_one")?.wait_with_output()?;
+        match output.status.code() {
+            Some(0) => Ok(true),
+            Some(77) => Ok(false),
+            _ => Err(Stop::Fail(String::from_utf8_lossy(&output.stdout).into_owned())),
+        }
+    };
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!fits()?, "the receiver has not taken it");
+    drop(receiver);
+    let begin = Instant::now();
+    while !fits()? {
+        assert!(begin.elapsed() < Duration::from_secs(20), "the receiver is gone");
+    }
+    Ok(())
+}
+
+/// The memory of a file that is lent is in use: its owner cannot seal it against writes meanwhile.
+fn a_lease_keeps_memory_from_being_sealed(rig: &Rig) -> Verdict {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(rustix::fs::memfd_create("sealed", flags)?);
+    file.write_all(&pattern(3, 8192))?;
+    let mut ring = rig.ring();
+    let source = ring.attach(&file)?;
+    let fetched = ring.fetch(&source, 0, 4096)?;
+    let lease = ring.wait_installed(fetched)?.expect("a page");
+    let seal = || rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE);
+    if lease.engine() == Engine::Copy {
+        assert_eq!(seal(), Ok(()));
+        return Ok(());
+    }
+    assert_eq!(seal(), Err(rustix::io::Errno::BUSY));
+    drop(lease);
+    ring.submit()?;
+    until_free(&mut ring, 4);
+    // Some kernels look at pages for up to 150 ms until they are no longer in use.
+    assert_eq!(seal(), Ok(()));
+    // What is sealed is lent as ever.
+    let fetched = ring.fetch(&source, 0, 4096)?;
+    assert_eq!(ring.wait_installed(fetched)?.expect("a page").engine(), rig.engine);
+    Ok(())
+}
+
+/// tmpfs has no other way to its memory than through the page cache, whatever a file is opened with.
+fn unbuffered_files_of_tmpfs(rig: &Rig) -> Verdict {
+    let folder = Folder::new()?;
+    let content = pattern(5, 8192);
+    drop(folder.source(&content)?);
+    if rustix::fs::statfs(folder.path("source"))?.f_type != libc::TMPFS_MAGIC as _ {
+        return skip("no tmpfs here");
+    }
+    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(folder.path("source"));
+    let Ok(file) = file else { return skip("this kernel opens no file of tmpfs with O_DIRECT") };
+    let mut ring = rig.ring();
+    let source = ring.attach(&file)?;
+    let fetched = ring.fetch(&source, 4096, 4096)?;
+    let lease = ring.wait_installed(fetched)?.expect("a page");
+    // The patches lend it, and the module refuses what was opened so.
+    let lender = if rig.engine == Engine::Opcode { Engine::Opcode } else { Engine::Copy };
+    assert_eq!(lease.engine(), lender);
+    let mut got = vec![0; 4096];
+    ring.copy_out(&lease, 0, &mut got)?;
+    assert!(got == content[4096..]);
     Ok(())
 }
