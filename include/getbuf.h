@@ -250,9 +250,9 @@ struct getbuf_params {
         uint32_t flags;
         /** GETBUF_ENGINE_*. */
         uint32_t engine;
-        /** Most bytes of a lease, rounded up to whole pages. 0: 128 KiB. */
+        /** Most bytes of a lease, rounded up to whole pages. 0: 128 KiB, or what fits. */
         uint32_t block_size;
-        /** How many leases there can be at once. 0: 32. */
+        /** How many leases there can be at once. 0: 32, or what fits. */
         uint16_t slots;
         /**
          * The top byte of the user_data of all requests of the slots. No other request on the ring
@@ -431,7 +431,9 @@ int getbuf_complete_batch(struct getbuf *getbuf,
  * a newer version with something that this one does not know. -EBADF: ring_fd. -EOPNOTSUPP: the
  * engine does not work here; getbuf_probe_reason() says why. -EBUSY: the ring has a table of
  * buffers. -ENOSPC: table_count is too small. -ENOMEM: the slots' memory cannot be pinned; fewer
- * slots, a smaller block_size or a larger RLIMIT_MEMLOCK helps. Others: as io_uring_register(2).
+ * slots, a smaller block_size or a larger RLIMIT_MEMLOCK helps, where the program has not left these
+ * to the library; -ENOMEM, -EMFILE and -ENFILE without a probe: there was no memory or descriptor to
+ * look with. Others: as io_uring_register(2).
  */
 int getbuf_create(int ring_fd,
                   const struct getbuf_params *params,
@@ -625,7 +627,8 @@ int getbuf_probe_free(struct getbuf_probe *probe);
  * Whether an engine (GETBUF_ENGINE_*) works here: 0, or -EOPNOTSUPP and getbuf_probe_reason()
  * says why. GETBUF_ENGINE_ANY: the number of the best one, which is positive.
  *
- * -EINVAL: probe is NULL, or there is no such engine.
+ * -EINVAL: probe is NULL, or there is no such engine. -ENOMEM, -EMFILE, -ENFILE: it is not known,
+ * there was no memory (RLIMIT_MEMLOCK) or no descriptor to look with.
  */
 int getbuf_probe_engine(const struct getbuf_probe *probe,
                         uint32_t engine);

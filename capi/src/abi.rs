@@ -156,9 +156,9 @@ pub struct getbuf_params {
     pub flags: u32,
     /// GETBUF_ENGINE_*.
     pub engine: u32,
-    /// Most bytes of a lease, rounded up to whole pages. 0: 128 KiB.
+    /// Most bytes of a lease, rounded up to whole pages. 0: 128 KiB, or what fits.
     pub block_size: u32,
-    /// How many leases there can be at once. 0: 32.
+    /// How many leases there can be at once. 0: 32, or what fits.
     pub slots: u16,
     /// The top byte of the user_data of all requests of the slots. No other request on the ring
     /// may have it. 0: 0xb5.

@@ -4,12 +4,12 @@
 use std::ffi::{c_int, c_void};
 use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::slice;
 use std::sync::{Mutex, PoisonError};
+use std::{io, slice};
 
 use io_uring::types::Fd;
 use uring_getbuf::slots::{DEFAULT_TAG, Slots};
-use uring_getbuf::{Engine, Pool, Support};
+use uring_getbuf::{Engine, Pool, Shape, Support};
 
 use crate::abi::{
     GETBUF_ENGINE_ANY, GETBUF_PARAM_REPLACE, GETBUF_PARAM_TABLE, getbuf_params, getbuf_stats,
@@ -90,7 +90,9 @@ const PARAMS: getbuf_params = getbuf_params {
 /// a newer version with something that this one does not know. -EBADF: ring_fd. -EOPNOTSUPP: the
 /// engine does not work here; getbuf_probe_reason() says why. -EBUSY: the ring has a table of
 /// buffers. -ENOSPC: table_count is too small. -ENOMEM: the slots' memory cannot be pinned; fewer
-/// slots, a smaller block_size or a larger RLIMIT_MEMLOCK helps. Others: as io_uring_register(2).
+/// slots, a smaller block_size or a larger RLIMIT_MEMLOCK helps, where the program has not left these
+/// to the library; -ENOMEM, -EMFILE and -ENFILE without a probe: there was no memory or descriptor to
+/// look with. Others: as io_uring_register(2).
 ///
 /// # Safety
 ///
@@ -165,41 +167,67 @@ fn create(ring_fd: c_int, params: &getbuf_params) -> Outcome<getbuf> {
     let first_region = pool_index.checked_add(1).ok_or(libc::EINVAL)?;
     first_region.checked_add(regions).ok_or(libc::EINVAL)?;
 
-    let pool = Pool::new(count, block_size).map_err(number)?;
-    let (base, bytes) = (pool.base(), pool.bytes());
+    // Numbers that make no sense are told before the ring is touched.
+    Pool::new(count, block_size).map_err(number)?;
     let device = if engine == Engine::Module { Some(open_device()?) } else { None };
     let replace = has(GETBUF_PARAM_REPLACE);
-    let mut builder = Slots::builder(support).tag(tag).pool(pool, pool_index);
-    match (engine, &device) {
-        (Engine::Opcode, _) => {
-            let get_buf = support.get_buf_opcode().ok_or(libc::EOPNOTSUPP)?;
-            let put_buf = support.put_buf_opcode();
-            // What replaces is newer than what releases.
-            builder = builder.opcode(get_buf, put_buf, first, count);
-            builder = builder.replace(replace && put_buf.is_some());
-        }
-        (Engine::Module, Some(device)) => {
-            builder = builder.module(Fd(device.as_raw_fd()), first, count);
-            builder = builder.replace(replace && support.module_replaces());
-        }
-        _ => {}
-    }
-    if regions > 0 {
-        builder = builder.regions(first_region, regions);
-    }
-    let slots = builder.build().map_err(number)?;
-
     let ring = RingFd(ring_fd);
     if table.is_ours {
         ring.make_table(table.count)?;
     }
-    if let Err(errno) = ring.set(u32::from(pool_index), base, bytes) {
-        if table.is_ours {
-            let _ = ring.drop_table();
+    let made = || {
+        let (fewer, smaller) = (params.slots == 0, params.block_size == 0);
+        let shape = Shape { blocks: count, block_size, fewer, smaller };
+        let pool = fitting(ring, u32::from(pool_index), shape)?;
+        let count = pool.blocks();
+        let mut builder = Slots::builder(support).tag(tag).pool(pool, pool_index);
+        match (engine, &device) {
+            (Engine::Opcode, _) => {
+                let get_buf = support.get_buf_opcode().ok_or(libc::EOPNOTSUPP)?;
+                let put_buf = support.put_buf_opcode();
+                // What replaces is newer than what releases.
+                builder = builder.opcode(get_buf, put_buf, first, count);
+                builder = builder.replace(replace && put_buf.is_some());
+            }
+            (Engine::Module, Some(device)) => {
+                builder = builder.module(Fd(device.as_raw_fd()), first, count);
+                builder = builder.replace(replace && support.module_replaces());
+            }
+            _ => {}
         }
-        return Err(errno);
+        if regions > 0 {
+            builder = builder.regions(first_region, regions);
+        }
+        builder.build().map_err(number)
+    };
+    match made() {
+        Ok(slots) => Ok(getbuf::new(slots, tag, ring, table, device)),
+        Err(errno) => {
+            let _ = if table.is_ours {
+                ring.drop_table()
+            } else {
+                ring.clear(u32::from(pool_index), 1)
+            };
+            Err(errno)
+        }
     }
-    Ok(getbuf::new(slots, tag, ring, table, device))
+}
+
+/// A pool that is registered with the ring as this entry of its table.
+fn fitting(ring: RingFd, index: u32, shape: Shape) -> Outcome<Pool> {
+    let mut refused = 0;
+    let pin = |pool: Option<&Pool>| {
+        let done = match pool {
+            Some(pool) => ring.set(index, pool.base(), pool.bytes()),
+            None => ring.clear(index, 1),
+        };
+        done.map_err(|errno| {
+            refused = errno;
+            io::Error::from_raw_os_error(errno)
+        })
+    };
+    // The number is the kernel's, whatever kind of error it is.
+    Pool::fitting(shape, pin).map_err(|error| if refused == 0 { number(error) } else { refused })
 }
 
 fn open_device() -> Outcome<OwnedFd> {

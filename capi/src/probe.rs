@@ -85,7 +85,8 @@ pub unsafe extern "C" fn getbuf_probe_free(probe: *mut getbuf_probe) -> c_int {
 /// Whether an engine (GETBUF_ENGINE_*) works here: 0, or -EOPNOTSUPP and getbuf_probe_reason()
 /// says why. GETBUF_ENGINE_ANY: the number of the best one, which is positive.
 ///
-/// -EINVAL: probe is NULL, or there is no such engine.
+/// -EINVAL: probe is NULL, or there is no such engine. -ENOMEM, -EMFILE, -ENFILE: it is not known,
+/// there was no memory (RLIMIT_MEMLOCK) or no descriptor to look with.
 ///
 /// # Safety
 ///
@@ -102,7 +103,7 @@ fn works(support: &Support, number_of: u32) -> Outcome<c_int> {
         return support.best().map(|engine| engine_number(engine) as c_int).map_err(number);
     }
     let engine = engine(number_of).ok_or(libc::EINVAL)?;
-    support.engine(engine).map(|()| 0).map_err(|_| libc::EOPNOTSUPP)
+    support.require(engine).map(|()| 0).map_err(number)
 }
 
 /// Why an engine does not work here and what to do about it, for a person to read; "" if it works.

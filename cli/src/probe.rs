@@ -26,6 +26,7 @@ fn machine(support: &Support) -> String {
         })
         .collect();
     let features = support.features();
+    let known = |has| support.is_known().then_some(has);
     let all = json!({
         "kernel": support.kernel(),
         "engines": engines,
@@ -34,10 +35,10 @@ fn machine(support: &Support) -> String {
         "put_buf_opcode": support.put_buf_opcode(),
         "claimed_opcodes": support.claimed_opcodes(),
         "features": {
-            "send_zc": features.send_zc,
-            "writev_fixed": features.writev_fixed,
-            "fixed_send": features.fixed_send,
-            "linked_fetch": features.linked_fetch,
+            "send_zc": known(features.send_zc),
+            "writev_fixed": known(features.writev_fixed),
+            "fixed_send": known(features.fixed_send),
+            "linked_fetch": known(features.linked_fetch),
         },
         "limits": {
             "memlock_bytes": support.memlock_limit(),
@@ -56,7 +57,12 @@ fn human(support: &Support) -> String {
         ("SEND, fixed buffer", features.fixed_send, "Linux 7.2"),
         ("GET_BUF, linked", features.linked_fetch, "kernel/patches"),
     ] {
-        let has = if has { "yes".into() } else { format!("no ({since})") };
+        let has = match (support.is_known(), has) {
+            // Nothing could be asked.
+            (false, _) => "unknown".into(),
+            (true, true) => "yes".into(),
+            (true, false) => format!("no ({since})"),
+        };
         text += &format!("{name:20}{has}\n");
     }
     let memlock = match support.memlock_limit() {

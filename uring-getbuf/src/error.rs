@@ -2,7 +2,9 @@
 //! What can go wrong, by kind, with the system's own error and what was being done.
 
 use std::borrow::Cow;
-use std::{fmt, io};
+use std::{fmt, io, thread};
+
+use rustix::process::{Resource, getrlimit};
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -68,7 +70,14 @@ impl Error {
 
     #[cold]
     pub(crate) fn os(kind: ErrorKind, errno: Errno, doing: impl Into<Cow<'static, str>>) -> Self {
-        Self(Box::new(Content { kind, os: Some(errno), doing: doing.into() }))
+        let mut doing = doing.into();
+        // Nobody has cancelled a request for which the kernel had no thread; it says so all the same.
+        if errno == Errno::CANCELED
+            && let Some(why) = no_thread()
+        {
+            doing = format!("{doing}: {why}").into();
+        }
+        Self(Box::new(Content { kind, os: Some(errno), doing }))
     }
 
     #[cold]
@@ -94,6 +103,23 @@ impl Error {
     pub fn raw_os_error(&self) -> Option<i32> {
         self.0.os.map(Errno::raw)
     }
+}
+
+/// Says what to do where no thread is to be had, which is found out by making one.
+pub(crate) fn no_thread() -> Option<String> {
+    let error = thread::Builder::new().stack_size(1 << 16).spawn(|| ()).err()?;
+    if error.raw_os_error() != Some(libc::EAGAIN) {
+        return None;
+    }
+    let limit = match getrlimit(Resource::Nproc).current {
+        Some(limit) => limit.to_string(),
+        None => "unlimited".into(),
+    };
+    Some(format!(
+        "no thread is left, and io_uring takes some for what would block: RLIMIT_NPROC is {limit} for \
+         all processes and threads of this user (ulimit -u), or the group of processes has a limit \
+         (pids.max)"
+    ))
 }
 
 impl From<Error> for io::Error {
@@ -134,9 +160,9 @@ impl Errno {
         if result < 0 { Err(Self(-result)) } else { Ok(result as u32) }
     }
 
-    /// Whether there was no descriptor left, for this process or the whole system.
+    /// Whether there was no descriptor left, for this process or the whole system, or no memory.
     pub(crate) const fn is_starved(self) -> bool {
-        matches!(self.0, libc::EMFILE | libc::ENFILE)
+        matches!(self.0, libc::EMFILE | libc::ENFILE | libc::ENOMEM)
     }
 
     /// An error with this number, which is positive; for what a provider answers.

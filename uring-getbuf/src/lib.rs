@@ -32,7 +32,7 @@ pub mod slots;
 pub use consume::{STREAM, SendFlags};
 pub use engine::Engine;
 pub use error::{Errno, Error, ErrorKind, Result};
-pub use pool::Pool;
+pub use pool::{Pool, Shape};
 pub use probe::Support;
 pub use ring::Ring;
 /// The binary interface, for who needs it raw.

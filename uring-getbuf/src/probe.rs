@@ -27,6 +27,7 @@ use uring_getbuf_sys as sys;
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::opcode::{self, GetBuf, PutBuf, Target};
+use crate::pool::Patience;
 
 /// The first release with a longer opcode table, and its `IORING_OP_LAST` (`linux/io_uring.h` of
 /// each release).
@@ -42,6 +43,8 @@ const MAINLINE_LAST: [(Release, u8); 8] = [
 ];
 /// The last release whose table is known.
 const MAINLINE_NEWEST: Release = Release(7, 3);
+/// Requests of a look that are in flight at once, and a few.
+const LOOKS: u32 = 4;
 /// `GET_BUF`, and `PUT_BUF` where there is one.
 const MOST_EXTRA: u8 = 2;
 
@@ -101,7 +104,8 @@ pub struct Support {
     claimed_ops: u8,
     features: Features,
     memlock: Option<u64>,
-    /// There was no descriptor left to look with.
+    is_known: bool,
+    /// There was no descriptor, or no memory, left to look with.
     starved: Option<Errno>,
 }
 
@@ -123,10 +127,12 @@ impl Support {
             claimed_ops: 0,
             features: Features::default(),
             memlock,
+            is_known: false,
             starved: None,
             kernel,
         };
-        let ring = IoUring::builder().setup_clamp().build(8);
+        // No larger than it has to be: what it takes may count against what is looked for.
+        let ring = Patience::attempt(|| IoUring::builder().setup_clamp().build(LOOKS));
         // A look takes up to two descriptors more. Without them an engine would seem not to be there.
         let file = || eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from);
         let tools = ring.and_then(|ring| Ok((ring, file()?, file()?)));
@@ -136,7 +142,10 @@ impl Support {
                 (ring, source)
             }
             Err(error) => {
-                let reason = no_ring(&error);
+                let reason = match error.raw_os_error() {
+                    Some(libc::ENOMEM) => no_memory(memlock),
+                    _ => no_ring(&error),
+                };
                 support.opcode = Err(reason.clone());
                 support.module = Err(reason.clone());
                 support.copy = Err(reason);
@@ -145,6 +154,7 @@ impl Support {
                 return support;
             }
         };
+        support.is_known = true;
         let mut probe = Probe::new();
         if ring.submitter().register_probe(&mut probe).is_err() {
             probe = Probe::new();
@@ -187,6 +197,7 @@ impl Support {
                 linked_fetch: false,
             },
             memlock: None,
+            is_known: true,
             starved: None,
         }
     }
@@ -219,11 +230,15 @@ impl Support {
     /// # Errors
     ///
     /// [`Unavailable`](ErrorKind::Unavailable), with the reason; [`Ring`](ErrorKind::Ring) with
-    /// `EMFILE` or `ENFILE` if there was no descriptor left to look with, which says nothing about
-    /// the engine.
+    /// `EMFILE` or `ENFILE` if there was no descriptor left to look with, and
+    /// [`MemoryLimit`](ErrorKind::MemoryLimit) if there was no memory, which says nothing about the
+    /// engine.
     pub fn require(&self, engine: Engine) -> Result<()> {
         if let Some(errno) = self.starved {
-            return Err(Error::os(ErrorKind::Ring, errno, STARVED));
+            return Err(match errno {
+                Errno::NOMEM => Error::os(ErrorKind::MemoryLimit, errno, no_memory(self.memlock)),
+                _ => Error::os(ErrorKind::Ring, errno, STARVED),
+            });
         }
         self.engine(engine).map_err(|reason| {
             Error::new(
@@ -264,6 +279,12 @@ impl Support {
         features & u64::from(sys::GETBUF_FEAT_REPLACE) != 0
     }
 
+    /// Whether the kernel could be asked. If not, [`features`](Self::features) says nothing.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.is_known
+    }
+
     /// How many opcodes `IORING_REGISTER_PROBE` claims. It says nothing about what they are.
     #[must_use]
     pub fn claimed_opcodes(&self) -> u8 {
@@ -290,6 +311,7 @@ impl fmt::Display for Support {
         for engine in Engine::ALL {
             match self.engine(engine) {
                 Ok(()) => write!(f, "\n{engine:8}yes")?,
+                Err(reason) if self.starved.is_some() => write!(f, "\n{engine:8}{reason}")?,
                 Err(reason) => write!(f, "\n{engine:8}no: {reason}")?,
             }
         }
@@ -301,10 +323,25 @@ impl fmt::Display for Support {
 pub(crate) const STARVED: &str =
     "no file descriptor is left for a ring: close files, or raise RLIMIT_NOFILE (ulimit -n)";
 
+/// What bounds the memory of rings, and what to do about it.
+pub(crate) fn memory_is_limited(memlock: Option<u64>) -> String {
+    match memlock {
+        Some(limit) => format!(
+            "RLIMIT_MEMLOCK allows {limit} bytes for everything that this user pins, rings \
+             included (ulimit -l)"
+        ),
+        None => "the memory is not there".into(),
+    }
+}
+
+fn no_memory(memlock: Option<u64>) -> String {
+    format!("not known: no memory for a ring to look with: {}", memory_is_limited(memlock))
+}
+
 /// Why there is no io_uring at all.
 pub(crate) fn no_ring(error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::EMFILE | libc::ENFILE) => format!("{STARVED}: {error}"),
+        Some(libc::EMFILE | libc::ENFILE) => format!("not known: {STARVED}: {error}"),
         Some(libc::ENOSYS) => {
             "this kernel has no io_uring (it needs Linux 5.19 or newer with CONFIG_IO_URING), or a \
              sandbox hides it"

@@ -96,6 +96,12 @@ fn main() -> ExitCode {
                 format!("provide::{engine}::{run}"),
                 Box::new(move |here| provide(here, kind, engine)),
             );
+            for mode in ["row", "once", "little"] {
+                add(
+                    format!("limits::{engine}::{mode}::{run}"),
+                    Box::new(move |here| limits(here, kind, engine, mode)),
+                );
+            }
             add(format!("uses::{engine}::{run}"), Box::new(move |here| uses(here, kind, engine)));
             add(
                 format!("random::{engine}::{run}"),
@@ -432,6 +438,20 @@ fn provide(here: &Installed, kind: Kind, engine: &str) -> Verdict {
         return Ok(missing);
     }
     judge(here.program("tests/c/provide.c", kind)?.command().arg(engine))
+}
+
+/// An ordinary user who may lock little memory, and files that are read from where they stand.
+fn limits(here: &Installed, kind: Kind, engine: &str, mode: &str) -> Verdict {
+    if let Some(missing) = here.why_not(kind) {
+        return Ok(missing);
+    }
+    let program = here.program("tests/c/limits.c", kind)?;
+    // Whole chains.
+    copies(4096 + 5000, |source, sink| {
+        let mut command = program.command();
+        command.args([engine, mode]).args([source, sink]);
+        command
+    })
 }
 
 /// One lease for many consumers, looks at it, and limits.

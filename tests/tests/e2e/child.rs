@@ -60,7 +60,7 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
         "sleep" => std::io::copy(&mut std::io::stdin(), &mut std::io::sink())
             .map(|_| ())
             .map_err(Stop::from),
-        _ => Err(Stop::Fail(format!("no child {what}"))),
+        what => crate::limits::child(what, engine),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -107,7 +107,7 @@ impl Drop for Sleeper {
     }
 }
 
-fn child(what: &str, rig: &Rig) -> Result<Command, Stop> {
+pub(crate) fn child(what: &str, rig: &Rig) -> Result<Command, Stop> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([FLAG, what, rig.engine.name()]);
     Ok(command)
@@ -123,7 +123,7 @@ fn judge(status: ExitStatus, said: &[u8]) -> Verdict {
     }
 }
 
-fn run(what: &str, rig: &Rig) -> Verdict {
+pub(crate) fn run(what: &str, rig: &Rig) -> Verdict {
     let output = child(what, rig)?.stderr(Stdio::inherit()).output()?;
     judge(output.status, &output.stdout)
 }
@@ -184,14 +184,7 @@ fn under_a_memory_limit(engine: Engine) -> Verdict {
     if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } != 0 {
         return skip("RLIMIT_MEMLOCK cannot be set");
     }
-    // SAFETY: takes no memory; this process has one thread.
-    if unsafe { libc::geteuid() } == 0 {
-        let nobody = 65_534;
-        // SAFETY: as above.
-        if unsafe { libc::setresuid(nobody, nobody, nobody) } != 0 {
-            return skip("root cannot become somebody without CAP_IPC_LOCK here");
-        }
-    }
+    crate::limits::be_an_ordinary_user()?;
     let build = |slots, size| Ring::builder().engine(engine).slots(slots).block_size(size).build();
     let Err(error) = build(32, 64 << 10) else {
         return Err(Stop::Fail("2 MiB were pinned under a limit of 1 MiB".into()));

@@ -10,6 +10,7 @@
 //! | `GETBUF_TEST_ENGINE=copy` (`opcode`, `module`) | only this engine; if it does not work here, that is a failure |
 //! | `TMPDIR` | where files go |
 
+mod alike;
 mod bad;
 mod chain;
 mod child;
@@ -17,6 +18,7 @@ mod ends;
 mod fan;
 mod lease;
 mod life;
+mod limits;
 mod look;
 mod odd;
 mod provide;
@@ -88,7 +90,9 @@ fn add(engine: Engine, trials: &mut Vec<Trial>) {
         ("relay", relay::CENTRAL, relay::CASES),
         ("waits", waits::CENTRAL, waits::CASES),
         ("bad", bad::CENTRAL, bad::CASES),
+        ("alike", &[], alike::CASES),
         ("process", &[], child::CASES),
+        ("limits", &[], limits::CASES),
     ];
     for (area, central, cases) in areas {
         for (suffix, setup) in SETUPS {

@@ -17,9 +17,9 @@ use super::{Attached, Files, Ring};
 use rustix::process::{Resource, getrlimit};
 
 use crate::engine::Engine;
-use crate::error::{Error, ErrorKind, Result};
-use crate::pool::Pool;
-use crate::probe::{STARVED, Support, no_ring, open_device};
+use crate::error::{Error, ErrorKind, Result, no_thread};
+use crate::pool::{Patience, Pool, Shape};
+use crate::probe::{STARVED, Support, memory_is_limited, no_ring, open_device};
 use crate::slots::Slots;
 
 /// How the io_uring is set up.
@@ -45,8 +45,7 @@ pub enum Setup {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Builder {
-    slots: u16,
-    block_size: u32,
+    shape: Shape,
     files: u16,
     engine: Option<Engine>,
     setup: Setup,
@@ -58,8 +57,7 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Self {
         Self {
-            slots: 32,
-            block_size: 128 << 10,
+            shape: Shape { blocks: 32, block_size: 128 << 10, fewer: true, smaller: true },
             files: 64,
             engine: None,
             setup: Setup::default(),
@@ -71,15 +69,30 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// How many leases there can be at once. Default 32.
+    /// How many leases there can be at once. Default 32, or [what fits](Self::slots_up_to).
     pub fn slots(mut self, slots: u16) -> Self {
-        self.slots = slots;
+        (self.shape.blocks, self.shape.fewer) = (slots, false);
         self
     }
 
-    /// Most bytes that one lease holds, rounded up to whole pages. Default 128 KiB.
+    /// How many leases there can be at once, or as many as fit where `RLIMIT_MEMLOCK` allows less
+    /// memory. [`Ring::capacity`] tells how many there are.
+    pub fn slots_up_to(mut self, slots: u16) -> Self {
+        (self.shape.blocks, self.shape.fewer) = (slots, true);
+        self
+    }
+
+    /// Most bytes that one lease holds, rounded up to whole pages. Default 128 KiB, or
+    /// [what fits](Self::block_size_up_to).
     pub fn block_size(mut self, bytes: u32) -> Self {
-        self.block_size = bytes;
+        (self.shape.block_size, self.shape.smaller) = (bytes, false);
+        self
+    }
+
+    /// Most bytes that one lease holds, or less where `RLIMIT_MEMLOCK` allows less memory.
+    /// [`Ring::block_size`] tells how many those are.
+    pub fn block_size_up_to(mut self, bytes: u32) -> Self {
+        (self.shape.block_size, self.shape.smaller) = (bytes, true);
         self
     }
 
@@ -101,7 +114,8 @@ impl Builder {
         self
     }
 
-    /// Entries of the submission queue. Default: three for each slot, 4,096 at most.
+    /// Entries of the submission queue. Default: three for each slot, 4,096 at most, and fewer where
+    /// they would take more than a quarter of `RLIMIT_MEMLOCK`.
     pub fn entries(mut self, entries: u32) -> Self {
         self.entries = Some(entries);
         self
@@ -127,7 +141,8 @@ impl Builder {
     ///
     /// [`Unavailable`](ErrorKind::Unavailable) with the reason if the engine, or io_uring itself,
     /// does not work here; [`InvalidInput`](ErrorKind::InvalidInput) for numbers that make no
-    /// sense; [`MemoryLimit`](ErrorKind::MemoryLimit), naming the limit and what would fit;
+    /// sense; [`MemoryLimit`](ErrorKind::MemoryLimit), naming the limit and what would fit, where the
+    /// numbers that were asked for, or three pages (12 KiB), are more than may be locked;
     /// [`Ring`](ErrorKind::Ring) with `EMFILE` where `RLIMIT_NOFILE` leaves no descriptor for the
     /// ring (while it is made it takes three), or is less than the places for attached files.
     pub fn build(self) -> Result<Ring> {
@@ -136,71 +151,68 @@ impl Builder {
             None => support.best()?,
             Some(engine) => support.require(engine).map(|()| engine)?,
         };
-        let pool = Pool::new(self.slots, self.block_size)?;
-        let uring = self.uring()?;
+        let most = self.shape.blocks;
+        // Numbers that make no sense are told before there is a ring.
+        Pool::new(most, self.shape.block_size)?;
+        let uring = self.uring(&support)?;
         let files = self.register_files(&uring, engine)?;
         let device = match engine {
             Engine::Module => Some(attach_device(&uring, &files)?),
             Engine::Opcode | Engine::Copy | Engine::Provider => None,
         };
-        let mut slots = Slots::builder(&support);
         let submitter = uring.submitter();
         // The pool comes last in the table, behind the slots of an engine that lends memory.
-        let pool_index = match engine {
-            Engine::Copy | Engine::Provider => 0,
+        let pool_index = if engine.lends() { most } else { 0 };
+        let buffers = u32::from(pool_index) + 1 + u32::from(self.regions);
+        submitter
+            .register_buffers_sparse(buffers)
+            .map_err(|error| Error::io(ErrorKind::Ring, &error, "registering the slots"))?;
+        let pin = |base: *mut u8, iov_len| {
+            let vector = libc::iovec { iov_base: base.cast(), iov_len };
+            // SAFETY: it is a part of a pool, or null, which empties the entry. The kernel pins its
+            // pages, so it may even be unmapped while they are registered.
+            unsafe { submitter.register_buffers_update(u32::from(pool_index), &[vector], None) }
+                .map(drop)
+        };
+        let pool = Pool::fitting(self.shape, |pool| match pool {
+            Some(pool) => pin(pool.base(), pool.bytes()),
+            None => pin(ptr::null_mut(), 0),
+        });
+        let pool = pool.map_err(|error| {
+            let refused = self.pool_refused(error, &support, |pool, blocks| {
+                // What is replaced counts until its successor is there.
+                let _ = pin(ptr::null_mut(), 0);
+                pin(pool.base(), usize::from(blocks) * pool.block_size() as usize).is_ok()
+            });
+            // The kernel takes its time to put the ring away, with what is pinned.
+            let _ = submitter.unregister_buffers();
+            refused
+        })?;
+        let blocks = pool.blocks();
+        let mut slots = Slots::builder(&support);
+        match engine {
+            Engine::Copy | Engine::Provider => {}
             Engine::Opcode => {
                 let get_buf =
                     support.get_buf_opcode().expect("the engine works, so it has a number");
                 let put_buf = support.put_buf_opcode();
                 // What replaces is newer than what releases.
                 slots = slots.replace(self.replace && put_buf.is_some());
-                slots = slots.opcode(get_buf, put_buf, 0, self.slots);
-                self.slots
+                slots = slots.opcode(get_buf, put_buf, 0, blocks);
             }
             Engine::Module => {
+                let device = Fixed(device.as_ref().map_or(0, Attached::index));
                 slots = slots.replace(self.replace && support.module_replaces());
-                slots =
-                    slots.module(Fixed(device.as_ref().map_or(0, Attached::index)), 0, self.slots);
-                self.slots
+                slots = slots.module(device, 0, blocks);
             }
-        };
+        }
         if self.regions > 0 {
             slots = slots.regions(pool_index + 1, self.regions);
         }
-        submitter
-            .register_buffers_sparse(u32::from(pool_index) + 1 + u32::from(self.regions))
-            .map_err(|error| Error::io(ErrorKind::Ring, &error, "registering the slots"))?;
-        let pin = |blocks: u16| {
-            let iov_len = usize::from(blocks) * pool.block_size() as usize;
-            let iov_base = if blocks == 0 { ptr::null_mut() } else { pool.base().cast() };
-            let vector = libc::iovec { iov_base, iov_len };
-            // SAFETY: the pool is one mapping of at least that many bytes, and none empties the
-            // slot. The kernel pins its pages, so it may even be unmapped while they are
-            // registered.
-            unsafe { submitter.register_buffers_update(u32::from(pool_index), &[vector], None) }
-        };
-        let pin_all = || {
-            let pinned = pin(self.slots);
-            if pinned.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOMEM)) {
-                pool.avoid_huge_pages();
-                return pin(self.slots);
-            }
-            pinned
-        };
-        pin_all().map_err(|error| {
-            let refused = self.pool_refused(&error, &support, &pool, |blocks| {
-                // What is replaced counts until its successor is there.
-                let _ = pin(0);
-                pin(blocks).is_ok()
-            });
-            // The kernel takes its time to put the ring away, with what is pinned.
-            let _ = pin(0);
-            refused
-        })?;
         Ok(Ring {
             slots: slots.pool(pool, pool_index).build()?,
             files,
-            events: VecDeque::with_capacity(usize::from(self.slots)),
+            events: VecDeque::with_capacity(usize::from(blocks)),
             early: VecDeque::new(),
             muted: RefCell::default(),
             asked: 0,
@@ -211,6 +223,8 @@ impl Builder {
             uring: Queues::new(uring),
             support,
             device,
+            buffers,
+            process: std::process::id(),
         })
     }
 
@@ -238,13 +252,24 @@ impl Builder {
         Ok(Files::new(places))
     }
 
-    fn uring(&self) -> Result<IoUring> {
+    /// How many entries the submission queue is to have. Where nobody has said so and little memory
+    /// may be locked, most of it is for the pool: some kernels count the queues as well.
+    fn queue_size(&self, support: &Support) -> u32 {
+        let wanted = self.entries.unwrap_or_else(|| u32::from(self.shape.blocks).saturating_mul(3));
+        let mut entries = wanted.clamp(LEAST_ENTRIES, 4096).next_power_of_two();
+        let limit = support.memlock_limit().unwrap_or(u64::MAX);
+        while self.entries.is_none() && entries > LEAST_ENTRIES && queues(entries) > limit / 4 {
+            entries /= 2;
+        }
+        entries
+    }
+
+    fn uring(&self, support: &Support) -> Result<IoUring> {
         let invalid = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
         if self.files == u16::MAX {
             return invalid(format!("{} attached files: there can be 0 to 65534", self.files));
         }
-        let entries = self.entries.unwrap_or_else(|| u32::from(self.slots).saturating_mul(3));
-        let entries = entries.clamp(8, 4096).next_power_of_two();
+        let entries = self.queue_size(support);
         let mut builder = IoUring::builder();
         builder.setup_submit_all().setup_clamp().setup_cqsize(entries * 4);
         match self.setup {
@@ -257,7 +282,7 @@ impl Builder {
                 builder.setup_sqpoll(idle as u32)
             }
         };
-        builder.build(entries).map_err(|error| match error.raw_os_error() {
+        Patience::attempt(|| builder.build(entries)).map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL) => Error::io(
                 ErrorKind::Unavailable,
                 &error,
@@ -266,41 +291,59 @@ impl Builder {
             Some(libc::ENOMEM) => Error::io(
                 ErrorKind::MemoryLimit,
                 &error,
-                format!("making a ring of {entries} entries (RLIMIT_MEMLOCK may bound its size)"),
+                format!(
+                    "making a ring of {entries} entries, whose queues take some {} bytes: {}. \
+                     {LEAST}",
+                    queues(entries),
+                    memory_is_limited(support.memlock_limit()),
+                ),
             ),
+            Some(libc::EAGAIN) => {
+                let why = no_thread().unwrap_or_else(|| "no thread was left".into());
+                Error::io(ErrorKind::Ring, &error, format!("making the ring's thread: {why}"))
+            }
             Some(libc::EMFILE | libc::ENFILE) => Error::io(ErrorKind::Ring, &error, STARVED),
             _ => Error::new(ErrorKind::Unavailable, no_ring(&error)),
         })
     }
 
+    /// Says what would fit.
     fn pool_refused(
         &self,
-        error: &io::Error,
+        error: Error,
         support: &Support,
-        pool: &Pool,
-        fits: impl FnMut(u16) -> bool,
+        fits: impl Fn(&Pool, u16) -> bool,
     ) -> Error {
-        let bytes = pool.bytes();
         if error.raw_os_error() != Some(libc::ENOMEM) {
-            let what = format!("pinning the pool of {bytes} bytes");
-            return Error::io(ErrorKind::MemoryLimit, error, what);
+            return error;
         }
-        let why = match support.memlock_limit() {
-            Some(limit) => format!(
-                "RLIMIT_MEMLOCK allows {limit} bytes for everything that this user pins, rings \
-                 included"
-            ),
-            None => "the memory is not there".into(),
-        };
+        // What it was last tried with.
+        let Shape { fewer, smaller, .. } = self.shape;
+        let slots = if fewer { 1 } else { self.shape.blocks };
+        let block_size = if smaller { 1 } else { self.shape.block_size };
+        let Ok(pool) = Pool::new(slots, block_size) else { return error };
+        pool.avoid_huge_pages();
         let what = format!(
-            "pinning the pool of {} slots of {} bytes ({bytes} bytes): {why}; at most {} slots of \
-             this size would fit now. Use fewer or smaller ones, or raise the limit (ulimit -l)",
-            self.slots,
+            "pinning the pool of {slots} slots of {} bytes ({} bytes): {}; at most {} slots of this \
+             size would fit now. Use fewer or smaller ones, or raise the limit (ulimit -l). {LEAST}",
             pool.block_size(),
-            most(self.slots, fits),
+            pool.bytes(),
+            memory_is_limited(support.memlock_limit()),
+            most(slots, |blocks| fits(&pool, blocks)),
         );
-        Error::io(ErrorKind::MemoryLimit, error, what)
+        let cause = io::Error::from_raw_os_error(libc::ENOMEM);
+        Error::io(ErrorKind::MemoryLimit, &cause, what)
     }
+}
+
+/// So few entries take a whole chain, and no more memory than fewer would.
+const LEAST_ENTRIES: u32 = 8;
+const LEAST: &str = "The smallest ring takes 12 KiB";
+
+/// About how many bytes the queues of a ring take: 64 for each request, and 16 for each of the four
+/// completions that there is room for.
+const fn queues(entries: u32) -> u64 {
+    (entries as u64) * (64 + 4 * 16)
 }
 
 /// The largest number below `limit` that fits, 0 if none does.

@@ -664,6 +664,14 @@ pub(super) fn queue_full() -> Error {
 
 impl Drop for Ring {
     fn drop(&mut self) {
+        self.drain();
+        self.unpin();
+    }
+}
+
+impl Ring {
+    /// Ends what is in flight, or sees to it that the memory stays which requests may still name.
+    fn drain(&mut self) {
         if self.slots.in_flight() == 0 {
             return;
         }
@@ -683,6 +691,30 @@ impl Drop for Ring {
         }
         if self.slots.in_flight() > 0 {
             self.slots.leak();
+        }
+    }
+
+    /// Empties the table of buffers. The kernel closes a ring later than its descriptor, and what it
+    /// has pinned would count against the next ring until then.
+    fn unpin(&self) {
+        // A process that was forked off has a copy of a ring that is still the other one's.
+        if std::process::id() != self.process {
+            return;
+        }
+        const NOTHING: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        let nothing = [NOTHING; 64];
+        let mut first = 0;
+        while first < self.buffers {
+            let some = &nothing[..nothing.len().min((self.buffers - first) as usize)];
+            // Not by taking the table away, for which some kernels wait until all requests have ended.
+            // SAFETY: null vectors name no memory. Requests in flight keep what they use.
+            let emptied =
+                unsafe { self.uring.submitter().register_buffers_update(first, some, None) };
+            // Somebody has unregistered the whole table: then it is empty.
+            if emptied.is_err() {
+                return;
+            }
+            first += some.len() as u32;
         }
     }
 }

@@ -94,6 +94,10 @@ pub struct Ring {
     support: Support,
     /// `/dev/getbuf`, with the module engine.
     device: Option<Attached>,
+    /// How many entries its table of buffers has.
+    buffers: u32,
+    /// The process that made it.
+    process: u32,
 }
 
 /// The largest token of a wait for readiness. Those above are for waits of the ring's own.

@@ -120,11 +120,15 @@ impl Slot {
     }
 
     /// It refuses a file that cannot lend its memory, and what would be more than may be pinned
-    /// (the module: `EDQUOT`). The pool has its memory already.
+    /// (the module: `EDQUOT`). The pool has its memory already. It also takes `STREAM` for an offset,
+    /// unless the file is a stream; a read does not.
     #[cold]
     fn refused(&self, result: i32) -> bool {
-        let refused =
-            matches!(Errno::check(result), Err(Errno::NOTSUPP | Errno::NOMEM | Errno::DQUOT));
+        let refused = match Errno::check(result) {
+            Err(Errno::NOTSUPP | Errno::NOMEM | Errno::DQUOT) => true,
+            Err(Errno::INVAL) => self.source.get().1 > i64::MAX as u64,
+            _ => false,
+        };
         let may = self.state.get() & (state::LENT | state::ALONE) == state::LENT;
         let again = refused && may && self.core.pool.is_some();
         if again {
