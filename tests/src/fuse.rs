@@ -4,19 +4,19 @@
 //! It is mounted in a mount namespace of the calling thread's own, so nobody else sees it, and it
 //! goes with the thread at the latest.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry,
-    ReplyOpen, Request, Session,
+    ReplyOpen, ReplyWrite, Request, Session, WriteFlags,
 };
 
 use crate::{Folder, Stop, skip};
@@ -85,6 +85,7 @@ impl Odd {
 
 struct Server {
     files: Vec<Odd>,
+    written: Arc<Mutex<Vec<u8>>>,
     reads: Arc<AtomicU64>,
 }
 
@@ -149,15 +150,51 @@ impl Filesystem for Server {
         let rest = file.content.get(offset as usize..).unwrap_or_default();
         reply.data(&rest[..rest.len().min(size as usize).min(file.answer)]);
     }
+
+    fn write(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let Some(file) = self.file(number) else { return reply.error(Errno::ENOENT) };
+        let data = &data[..data.len().min(file.answer)];
+        let mut written = self.written.lock().expect("nobody panics here");
+        let (start, end) = (offset as usize, offset as usize + data.len());
+        if written.len() < end {
+            written.resize(end, 0);
+        }
+        written[start..end].copy_from_slice(data);
+        reply.written(data.len() as u32);
+    }
 }
 
-/// Such a file system, mounted.
+impl Drop for Fuse {
+    /// Ends what waits for an answer, also of threads that a case has left behind: they would keep
+    /// the process from ending, which has their server.
+    fn drop(&mut self) {
+        let path = self.folder.path(".").into_os_string().into_encoded_bytes();
+        if let Ok(path) = CString::new(path) {
+            // SAFETY: the kernel reads a C string that lives until the call returns.
+            unsafe { libc::umount2(path.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) };
+        }
+    }
+}
+
+/// Such a file system, mounted. All its files are written to the same bytes.
 #[derive(Debug)]
 pub struct Fuse {
     // Unmounted before its folder goes.
     _session: BackgroundSession,
     folder: Folder,
     reads: Arc<AtomicU64>,
+    written: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Fuse {
@@ -182,11 +219,16 @@ impl Fuse {
         }
         let folder = Folder::new()?;
         let reads = Arc::new(AtomicU64::new(0));
-        let server = Server { files: files.to_vec(), reads: Arc::clone(&reads) };
+        let written = Arc::default();
+        let server = Server {
+            files: files.to_vec(),
+            written: Arc::clone(&written),
+            reads: Arc::clone(&reads),
+        };
         let mut config = Config::default();
-        config.mount_options = vec![MountOption::FSName("getbuf-test".into()), MountOption::RO];
+        config.mount_options = vec![MountOption::FSName("getbuf-test".into())];
         let session = Session::new(server, folder.path("."), &config)?.spawn()?;
-        Ok(Self { _session: session, folder, reads })
+        Ok(Self { _session: session, folder, reads, written })
     }
 
     /// Opens a file of it for reading.
@@ -206,6 +248,26 @@ impl Fuse {
     pub fn open_with(&self, index: usize, flags: i32) -> std::io::Result<File> {
         let path = self.folder.path(&index.to_string());
         File::options().read(true).custom_flags(flags).open(path)
+    }
+
+    /// Opens a file of it for writing, with these flags.
+    ///
+    /// # Errors
+    ///
+    /// Those of opening it.
+    pub fn sink(&self, index: usize, flags: i32) -> std::io::Result<File> {
+        let path = self.folder.path(&index.to_string());
+        File::options().write(true).custom_flags(flags).open(path)
+    }
+
+    /// What was written since the last time.
+    ///
+    /// # Panics
+    ///
+    /// If the server has.
+    #[must_use]
+    pub fn written(&self) -> Vec<u8> {
+        std::mem::take(&mut self.written.lock().expect("nobody panics here"))
     }
 
     /// How many requests to read its server has answered.

@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -194,25 +195,31 @@ fn shared_sink_position(rig: &Rig) -> Verdict {
     let mut ring = rig.ring();
     for from_pipe in [false, true] {
         let sink = folder.sink()?;
-        let mut other = sink.try_clone()?;
+        let other = Arc::new(Mutex::new((sink.try_clone()?, 0_u32)));
+        let write = |other: &Mutex<(File, u32)>| {
+            let (file, count) = &mut *other.lock().expect("nobody panics here");
+            file.write_all(&[0x80 | (*count % 128) as u8; 1000]).expect("writing");
+            *count += 1;
+        };
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let theirs = Arc::clone(&other);
         let others = thread::spawn(move || {
-            let mut count = 0;
             while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-                other.write_all(&[0x80 | (count % 128) as u8; 1000]).expect("writing");
-                count += 1;
+                write(&theirs);
                 thread::sleep(Duration::from_micros(300));
             }
-            count
         });
         let source = folder.source(&ours)?;
         let (reads, writes) = pipe()?;
         let feeder = writer(writes, if from_pipe { ours.clone() } else { Vec::new() });
         let relay = if from_pipe { Relay::new(&reads, &sink) } else { Relay::new(&source, &sink) };
-        let report = relay.sink_offset(STREAM).block_size(1500).run(&mut ring)?;
+        // Also for certain: whenever something has moved.
+        let relay = relay.sink_offset(STREAM).block_size(1500).on_progress(|_| write(&other));
+        let report = relay.run(&mut ring)?;
         feeder.join().expect("the feeder");
         drop(stop);
-        let count = others.join().expect("the others");
+        others.join().expect("the others");
+        let count = other.lock().expect("nobody panics here").1;
         assert_eq!(report.bytes, ours.len() as u64);
         let (mine, theirs): (Vec<u8>, Vec<u8>) =
             folder.sunk()?.iter().partition(|byte| **byte < 0x80);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use getbuf_tests::fuse::{Fuse, Odd};
 use getbuf_tests::{Folder, Rig, Verdict, is_quiet, pattern, reader, until_free};
+use rustix::fs::{OFlags, fcntl_getfl};
 use uring_getbuf::relay::{Canceller, FanOut, Relay, Verdict as Says};
 use uring_getbuf::{ErrorKind, Ring, STREAM};
 
@@ -14,6 +15,7 @@ use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
     ("sizes_told_wrongly", sizes_told_wrongly),
+    ("fuse_sinks", fuse_sinks),
     ("fuse_limits", fuse_limits),
     ("fuse_fails", fuse_fails),
     ("fuse_does_not_answer", fuse_does_not_answer),
@@ -72,6 +74,43 @@ fn sizes_told_wrongly(rig: &Rig) -> Verdict {
                     Ok(FanOut::new(&source).sink(to).run(&mut ring)?.sinks[0].bytes)
                 })?;
                 assert!(got == want, "{what}: fanned out");
+                quiet(&mut ring);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Everything arrives, however little of each write the server takes.
+fn fuse_sinks(rig: &Rig) -> Verdict {
+    let content = pattern(64, 300_000);
+    let files = [
+        Odd::sized(b"", 0),
+        Odd { answer: 1000, ..Odd::sized(b"", 0) },
+        Odd { answer: 1000, ..Odd::sized(b"", 1 << 20) },
+        Odd::sized(b"", 1 << 20),
+        Odd::new(&[0; 300_000]),
+    ];
+    let (fuse, folder) = (Fuse::mount(&files)?, Folder::new()?);
+    let source = folder.source(&content)?;
+    for block in [4096, 128 << 10] {
+        let mut ring = rig.small().block_size(block).slots(8).build()?;
+        for (index, file) in files.iter().enumerate() {
+            for flags in [0, libc::O_DIRECT] {
+                let what = format!("says {} takes {} {flags:x} {block}", file.says, file.answer);
+                for offset in [0, STREAM] {
+                    let sink = fuse.sink(index, flags)?;
+                    let report = Relay::new(&source, &sink).sink_offset(offset).run(&mut ring)?;
+                    assert_eq!(report.bytes, 300_000, "{what}");
+                    assert_eq!(fcntl_getfl(&sink)?.contains(OFlags::DIRECT), flags != 0, "{what}");
+                    sink.sync_all()?;
+                    assert!(fuse.written() == content, "{what} {offset}");
+                }
+                let sink = fuse.sink(index, flags)?;
+                let report = FanOut::new(&source).sink(&sink).run(&mut ring)?;
+                assert_eq!(report.sinks[0].bytes, 300_000, "{what}");
+                sink.sync_all()?;
+                assert!(fuse.written() == content, "{what} fanned out");
                 quiet(&mut ring);
             }
         }

@@ -341,7 +341,14 @@ impl<'a> Direct<'a> {
         let direct = is_file
             && matches!(kind, Sink::File | Sink::Stream)
             && flags(file).contains(OFlags::DIRECT);
-        Self { file, state: if direct { DirectState::Set } else { DirectState::Never } }
+        let mut direct =
+            Self { file, state: if direct { DirectState::Set } else { DirectState::Never } };
+        // Of an asynchronous direct write FUSE says that all of it is written, also where its server
+        // took less (`fuse_direct_IO` in Linux 6.18).
+        if direct.is_set() && is_fuse(file) {
+            direct.clear();
+        }
+        direct
     }
 
     /// Whether a write that failed with `EINVAL` may go without.

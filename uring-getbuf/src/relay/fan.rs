@@ -452,6 +452,15 @@ impl<'a> Out<'a> {
         self.is_idle() && !matches!(self.replies, Replies::Awaited | Replies::Ending)
     }
 
+    /// A wait has ended: for what it sends back, or until it can be written to.
+    fn is_ready(&mut self, replies: bool) {
+        match (replies, self.replies) {
+            (false, _) => self.gate = Gate::Open,
+            (true, Replies::Awaited) => self.replies = Replies::Due,
+            (true, _) => self.replies = Replies::Unheard,
+        }
+    }
+
     /// Throws away what has come back.
     fn discard(&self) -> Replies {
         let mut scrap = [0; 4096];
@@ -841,13 +850,7 @@ impl Run<'_, '_> {
                 Event::Ready { token: SOURCE_READY, .. } => self.gate = Gate::Open,
                 Event::Ready { token, .. } if token & OWN_TOKENS == OWN_TOKENS => {
                     if let Some(out) = self.outs.get_mut(token as usize & 0xffff) {
-                        match token & REPLIES {
-                            REPLIES if out.replies == Replies::Awaited => {
-                                out.replies = Replies::Due
-                            }
-                            REPLIES => out.replies = Replies::Unheard,
-                            _ => out.gate = Gate::Open,
-                        }
+                        out.is_ready(token & REPLIES == REPLIES);
                     }
                 }
                 event => self.ring.keep(event),

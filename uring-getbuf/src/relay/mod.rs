@@ -19,10 +19,17 @@
 //! | any | pipe, terminal, socket, `O_APPEND` | fetches ahead, consumers in order, linked |
 //! | pipe, terminal, socket, file of procfs | any | one fetch at a time, consumers in order, linked |
 //! | file opened with `O_DIRECT` | any | fetches ahead of whole pages, consumers in order, linked |
+//! | file of FUSE | any | read with `read(2)` on a thread of its own, then as from a socket |
 //!
-//! A source may shrink or grow meanwhile: what is there when it is reached is moved. A file that is
-//! read and a file that is written are addressed by offset; their own positions are not used or
-//! moved, but those of a stream are.
+//! A source may shrink or grow meanwhile: what is there when it is reached is moved. A source ends
+//! where a fetch gives nothing, whatever size it says it has.
+//!
+//! A file that is read and a file that is written are addressed by offset, and their own positions
+//! are not used or moved. With [`STREAM`] as the offset they are read or written in order where they
+//! stand, and their positions move.
+//!
+//! A sink that was opened with `O_DIRECT` loses that flag for a while if something is written to it
+//! that is no whole sector, as with dd(1).
 //!
 //! Descriptors may be blocking or not: where one answers `EAGAIN`, the relay waits until it is
 //! ready.
