@@ -26,14 +26,15 @@ fn machine(support: &Support) -> String {
         })
         .collect();
     let features = support.features();
-    let known = |has| support.is_known().then_some(has);
+    let known = |has| is_known(support, has).then_some(has);
+    let opcodes = Some(support.claimed_opcodes()).filter(|opcodes| *opcodes > 0);
     let all = json!({
         "kernel": support.kernel(),
         "engines": engines,
         "best": support.best().ok().map(Engine::name),
         "get_buf_opcode": support.get_buf_opcode(),
         "put_buf_opcode": support.put_buf_opcode(),
-        "claimed_opcodes": support.claimed_opcodes(),
+        "claimed_opcodes": opcodes,
         "features": {
             "send_zc": known(features.send_zc),
             "writev_fixed": known(features.writev_fixed),
@@ -48,6 +49,12 @@ fn machine(support: &Support) -> String {
     format!("{all:#}\n")
 }
 
+/// Whether something was found out: it is there, or the kernel could be asked. One that has rings and
+/// claims no request was not.
+fn is_known(support: &Support, has: bool) -> bool {
+    has || support.is_known() && support.claimed_opcodes() > 0
+}
+
 fn human(support: &Support) -> String {
     let mut text = format!("{support}\n\n");
     let features = support.features();
@@ -57,7 +64,7 @@ fn human(support: &Support) -> String {
         ("SEND, fixed buffer", features.fixed_send, "Linux 7.2"),
         ("GET_BUF, linked", features.linked_fetch, "kernel/patches"),
     ] {
-        let has = match (support.is_known(), has) {
+        let has = match (is_known(support, has), has) {
             // Nothing could be asked.
             (false, _) => "unknown".into(),
             (true, true) => "yes".into(),
