@@ -70,6 +70,12 @@ fn main() -> ExitCode {
 
 fn run(mut args: Vec<OsString>) -> Result<ExitCode> {
     let words: Vec<_> = args.iter().map(|arg| arg.to_str().unwrap_or_default()).collect();
+    // What follows is another program's.
+    let ours = words.split(|word| *word == "--").next().unwrap_or_default();
+    if ours.iter().any(|word| matches!(*word, "-h" | "--help")) {
+        println!("{USAGE}");
+        return Ok(ExitCode::SUCCESS);
+    }
     match words[..] {
         ["setup"] => {
             packages::setup(packages::ALL)?;
@@ -100,7 +106,7 @@ fn run(mut args: Vec<OsString>) -> Result<ExitCode> {
         ["bench", "--exact", "--check"] => bench::check()?,
         ["bench", "--exact", ref cases @ ..] => bench::write(cases)?,
         ["vm", ..] => return guest(&Options::parse(args.drain(1..))?),
-        [] | ["help" | "-h" | "--help"] => println!("{USAGE}"),
+        [] | ["help"] => println!("{USAGE}"),
         _ => bail!("there is no `cargo xtask {}`\n{USAGE}", words.join(" ")),
     }
     Ok(ExitCode::SUCCESS)
@@ -143,4 +149,27 @@ fn guest(options: &Options) -> Result<ExitCode> {
         Some(Ok(code)) => ExitCode::from(code),
         _ => ExitCode::FAILURE,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_help_for_every_command() {
+        let run = |args: &[&str]| run(args.iter().map(Into::into).collect());
+        for args in [
+            &["--help"][..],
+            &["vm", "--help"],
+            &["vm", "--flavour", "stock", "-h"],
+            &["kernel", "--help"],
+            &["bench", "--exact", "--help"],
+            &["test", "--help"],
+            &["mutate", "-h"],
+        ] {
+            assert!(run(args).is_ok(), "{args:?}");
+        }
+        // It is not for this program.
+        assert!(run(&["nonesuch", "--", "--help"]).is_err());
+    }
 }
