@@ -67,7 +67,7 @@ fn the_module_says_which_kernel_it_needs() {
         assert_eq!(told, !good, "{release}: {said}");
     }
     let kernel = probe()["kernel"].as_str().unwrap().to_owned();
-    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>());
+    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
     if (next(), next()) < (7, 3) {
         let output = make("modules", &[]).unwrap();

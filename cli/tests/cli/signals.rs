@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Signals.
 
+use std::os::unix::process::ExitStatusExt;
+
 use super::*;
 
 /// Until a file has so many bytes.
@@ -98,5 +100,20 @@ fn an_interruption_after_the_last_byte_is_success() {
         signal(&child, "-INT");
         let said = success(&child.wait_with_output().unwrap());
         assert!(said.contains("1000 bytes in"), "{said}");
+    }
+}
+
+/// Until somebody reads, it waits in open(2).
+#[test]
+fn a_signal_ends_it_while_a_pipe_is_waited_for() {
+    let place = Place::new(10);
+    assert!(Command::new("mkfifo").arg(place.path("fifo")).status().unwrap().success());
+    let (from, fifo) = (place.text("from"), place.text("fifo"));
+    for arguments in [["cp", &*from, &*fifo], ["cp", &*fifo, "-"]] {
+        let mut child = getbuf().args(arguments).stdout(Stdio::null()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(300));
+        assert!(child.try_wait().unwrap().is_none(), "it waits");
+        signal(&child, "-TERM");
+        assert_eq!(child.wait().unwrap().signal(), Some(15));
     }
 }
