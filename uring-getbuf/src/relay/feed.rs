@@ -7,7 +7,7 @@ use super::control::source_failed;
 use super::extent::{Extent, Span};
 use crate::consume::STREAM;
 use crate::engine::Engine;
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Error, Result};
 use crate::lease::{Fetched, Installed, Lease, NotInstalled};
 use crate::ring::{Attached, Ring};
 use crate::slots::{Event, LeaseId};
@@ -58,6 +58,8 @@ pub(super) struct Feed<'a> {
     /// Fetches in flight, also of leases that were dropped.
     fetches: usize,
     gate: Gate,
+    /// Why nothing comes after the pieces.
+    failed: Option<Errno>,
     /// Bytes that were fetched, and those of them that were read into the pool.
     pub(super) fetched: u64,
     pub(super) copied: u64,
@@ -76,6 +78,7 @@ impl<'a> Feed<'a> {
             ours: vec![None; ring.capacity()].into(),
             fetches: 0,
             gate: Gate::Open,
+            failed: None,
             fetched: 0,
             copied: 0,
         }
@@ -114,6 +117,11 @@ impl<'a> Feed<'a> {
         self.extent.is_over() && self.ready == self.pieces.len()
     }
 
+    /// Why the source ends where it does, if everything is ready that is before the error.
+    pub(super) fn error(&self) -> Option<Error> {
+        self.failed.filter(|_| self.is_complete()).map(source_failed)
+    }
+
     pub(super) fn is_ours(&self, lease: LeaseId) -> bool {
         self.ours[usize::from(lease.slot())] == Some(lease)
     }
@@ -128,23 +136,20 @@ impl<'a> Feed<'a> {
     }
 
     /// Looks at the fetches, in order.
-    pub(super) fn settle(&mut self) -> Result<()> {
+    pub(super) fn settle(&mut self) {
         let mut index = self.ready;
         while let Some(piece) = self.pieces.get_mut(index) {
-            let (span, stage) = (piece.span, std::mem::replace(&mut piece.stage, Stage::Due));
+            let stage = std::mem::replace(&mut piece.stage, Stage::Due);
             match stage {
                 Stage::Fetching(lease) => match lease.installed() {
                     Ok(lease) => self.install(index, lease),
                     Err(NotInstalled::Pending(lease)) => piece.stage = Stage::Fetching(lease),
-                    Err(NotInstalled::EndOfFile) => {
-                        self.extent.ends(span.position);
-                        self.pieces.truncate(index);
-                    }
+                    Err(NotInstalled::EndOfFile) => self.cut(index, None),
                     Err(NotInstalled::Failed(Errno::INTR)) => {}
                     Err(NotInstalled::Failed(Errno::AGAIN)) if !self.extent.source.seekable => {
                         self.gate = Gate::Shut;
                     }
-                    Err(NotInstalled::Failed(errno)) => return Err(source_failed(errno)),
+                    Err(NotInstalled::Failed(errno)) => self.cut(index, Some(errno)),
                 },
                 stage => piece.stage = stage,
             }
@@ -153,7 +158,13 @@ impl<'a> Feed<'a> {
         while matches!(self.pieces.get(self.ready), Some(Piece { stage: Stage::Ready(_), .. })) {
             self.ready += 1;
         }
-        Ok(())
+    }
+
+    /// Nothing comes from this piece on. What is before it is taken all the same.
+    fn cut(&mut self, index: usize, failed: Option<Errno>) {
+        self.extent.ends(self.pieces[index].span.position);
+        self.pieces.truncate(index);
+        self.failed = failed;
     }
 
     fn install(&mut self, index: usize, lease: Lease<Installed>) {
@@ -169,7 +180,10 @@ impl<'a> Feed<'a> {
         match self.extent.came(span, there) {
             // It comes before what was fetched behind this piece.
             Some(span) => self.pieces.insert(index + 1, Piece { span, stage: Stage::Due }),
-            None if self.extent.is_over() && there < span.len => self.pieces.truncate(index + 1),
+            None if self.extent.is_over() && there < span.len => {
+                self.pieces.truncate(index + 1);
+                self.failed = None;
+            }
             None => {}
         }
     }

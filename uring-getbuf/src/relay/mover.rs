@@ -49,9 +49,14 @@ impl Mover<'_, '_, '_> {
 
     fn move_all(&mut self) -> Result<()> {
         while self.outs.iter().any(|out| !out.over) {
-            self.feed.settle()?;
+            self.feed.settle();
             self.feed.fetch(self.ring)?;
             self.go_on()?;
+            if let Some(error) = self.feed.error()
+                && self.outs.iter().all(|out| out.over || out.has_all(&self.feed))
+            {
+                return Err(error);
+            }
             self.give_up_the_slow()?;
             let live = self.outs.iter().filter(|out| !out.over);
             let slowest = live.map(|out| out.piece).min();

@@ -41,8 +41,8 @@ pub struct Report {
 /// A relay that ended early: why, and what it had done until then.
 #[derive(Debug)]
 pub struct Failure {
-    /// Why. [`Source`](ErrorKind::Source), [`Sink`](ErrorKind::Sink) and
-    /// [`Cancelled`](ErrorKind::Cancelled) tell whose fault it was.
+    /// Why. [`Source`](crate::ErrorKind::Source), [`Sink`](crate::ErrorKind::Sink) and
+    /// [`Cancelled`](crate::ErrorKind::Cancelled) tell whose fault it was.
     pub error: Error,
     /// What had been done.
     pub report: Report,

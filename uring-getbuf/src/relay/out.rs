@@ -161,11 +161,17 @@ impl<'a> Out<'a> {
             return Ok(false);
         }
         if self.piece == feed.last() {
-            return if feed.is_complete() { self.finish(ring, now) } else { Ok(false) };
+            let is_over = feed.is_complete() && feed.error().is_none();
+            return if is_over { self.finish(ring, now) } else { Ok(false) };
         }
         self.since = self.since.or(now);
         self.consume(ring, feed)?;
         Ok(false)
+    }
+
+    /// Whether it has taken everything that is there.
+    pub(super) fn has_all(&self, feed: &Feed<'_>) -> bool {
+        self.is_idle() && self.piece == feed.last()
     }
 
     /// Everything was taken. Whether nothing is left to wait for.
