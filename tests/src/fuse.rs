@@ -8,7 +8,6 @@ use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -86,7 +85,6 @@ impl Odd {
 struct Server {
     files: Vec<Odd>,
     written: Arc<Mutex<Vec<u8>>>,
-    reads: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -136,7 +134,6 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.reads.fetch_add(1, Ordering::Relaxed);
         let Some(file) = self.file(number) else { return reply.error(Errno::ENOENT) };
         let end = offset + u64::from(size);
         if offset < file.fails.end && file.fails.start < end {
@@ -193,7 +190,6 @@ pub struct Fuse {
     // Unmounted before its folder goes.
     _session: BackgroundSession,
     folder: Folder,
-    reads: Arc<AtomicU64>,
     written: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -218,17 +214,12 @@ impl Fuse {
             return skip("a mount of its own takes root");
         }
         let folder = Folder::new()?;
-        let reads = Arc::new(AtomicU64::new(0));
         let written = Arc::default();
-        let server = Server {
-            files: files.to_vec(),
-            written: Arc::clone(&written),
-            reads: Arc::clone(&reads),
-        };
+        let server = Server { files: files.to_vec(), written: Arc::clone(&written) };
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("getbuf-test".into())];
         let session = Session::new(server, folder.path("."), &config)?.spawn()?;
-        Ok(Self { _session: session, folder, reads, written })
+        Ok(Self { _session: session, folder, written })
     }
 
     /// Opens a file of it for reading.
@@ -268,11 +259,5 @@ impl Fuse {
     #[must_use]
     pub fn written(&self) -> Vec<u8> {
         std::mem::take(&mut self.written.lock().expect("nobody panics here"))
-    }
-
-    /// How many requests to read its server has answered.
-    #[must_use]
-    pub fn reads(&self) -> u64 {
-        self.reads.load(Ordering::Relaxed)
     }
 }

@@ -15,7 +15,7 @@ use getbuf_tests::{Folder, Rig, Stop, Verdict, pattern, reader, skip, until_free
 use io_uring::opcode::Nop;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uring_getbuf::chain::ChainOutcome;
-use uring_getbuf::relay::{Failure, Relay};
+use uring_getbuf::relay::{Failure, FanOut, Relay};
 use uring_getbuf::ring::{Attached, Ring};
 use uring_getbuf::slots::Event;
 use uring_getbuf::{Error, ErrorKind};
@@ -134,6 +134,20 @@ fn source_that_fails(rig: &Rig, source: &File, content: &[u8]) -> Verdict {
     let got = peer.join().expect("the peer");
     assert_eq!(moved.bytes, CUT as u64, "in order, everything before it");
     assert!(got == content[..CUT]);
+    // Also where the sink is slow, and the error is known long before.
+    for fan in [false, true] {
+        let (from, to) = pipe()?;
+        rustix::pipe::fcntl_setpipe_size(&to, 4096)?;
+        let peer = reader(from);
+        let error = match fan {
+            false => Relay::new(source, &to).run(&mut ring).expect_err("the device fails").error,
+            true => FanOut::new(source).sink(&to).run(&mut ring).expect_err("it fails").error,
+        };
+        is_eio(&error);
+        drop(to);
+        let got = peer.join().expect("the peer");
+        assert!(got == content[..CUT], "{} bytes, {fan}", got.len());
+    }
     until_free(&mut ring, 4);
     // As chains.
     let null = ring.attach(&File::create("/dev/null")?)?;

@@ -535,7 +535,6 @@ fn tiny_file_system(rig: &Rig) -> Verdict {
         let failure = relay.limit(at).run(&mut ring).expect_err("no room for the first block");
         no_space(&failure);
         assert_eq!(failure.report.bytes, 0, "{failure}");
-        assert!(on_this_thread || failure.report.taken > 0, "{:?}", failure.report);
         quiet(&mut ring, 4);
     }
     Ok(())

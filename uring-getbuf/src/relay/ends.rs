@@ -56,7 +56,7 @@ pub(super) fn check_socket(fd: BorrowedFd<'_>) -> Result<()> {
 
 /// What kind of source it is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Source {
+pub(super) struct SourceKind {
     /// Addressed by offset.
     pub(super) seekable: bool,
     /// Fetched ahead of what is consumed. Not so a file that does not tell its size: procfs and
@@ -74,7 +74,7 @@ pub(super) struct Source {
     pub(super) aside: bool,
 }
 
-impl Source {
+impl SourceKind {
     pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Self> {
         let stat = stat(fd, "looking at the source")?;
         let direct = flags(fd).contains(OFlags::DIRECT);
@@ -116,7 +116,7 @@ fn is_fuse(fd: BorrowedFd<'_>) -> bool {
 
 /// What kind of sink it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sink {
+pub(super) enum SinkKind {
     /// Written by offset, in any order.
     File,
     /// Written where it stands.
@@ -126,7 +126,7 @@ pub(super) enum Sink {
     Socket,
 }
 
-impl Sink {
+impl SinkKind {
     pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Self> {
         let stat = stat(fd, "looking at the sink")?;
         Ok(match FileType::from_raw_mode(stat.st_mode) {
@@ -263,9 +263,9 @@ pub(super) enum At<'a> {
 }
 
 impl<'a> At<'a> {
-    pub(super) fn new(file: BorrowedFd<'a>, kind: Sink, offset: u64) -> Self {
+    pub(super) fn new(file: BorrowedFd<'a>, kind: SinkKind, offset: u64) -> Self {
         match Position::of(file, offset) {
-            _ if kind != Sink::File => Self::Stream,
+            _ if kind != SinkKind::File => Self::Stream,
             Some(position) => Self::Position(position, 0..0),
             None => Self::Offset(offset),
         }
@@ -273,7 +273,7 @@ impl<'a> At<'a> {
 
     /// Where `len` bytes go that begin at `position` of what is moved, and how many of them fit
     /// there. `None`: not one, because no file is longer.
-    pub(super) fn place(
+    pub(super) fn room(
         &mut self,
         position: u64,
         len: u32,
@@ -310,6 +310,11 @@ impl<'a> At<'a> {
         }
     }
 
+    /// Whether blocks can be written in any order.
+    pub(super) fn is_offset(&self) -> bool {
+        matches!(self, Self::Offset(_))
+    }
+
     /// Whether one write must have ended before the next one begins.
     pub(super) fn is_position(&self) -> bool {
         matches!(self, Self::Position(..))
@@ -332,14 +337,14 @@ enum DirectState {
 }
 
 impl<'a> Direct<'a> {
-    pub(super) fn of(file: BorrowedFd<'a>, kind: Sink) -> Self {
+    pub(super) fn of(file: BorrowedFd<'a>, kind: SinkKind) -> Self {
         // Of a pipe it means something else.
         let is_file = stat(file, "").is_ok_and(|stat| {
             let kind = FileType::from_raw_mode(stat.st_mode);
             matches!(kind, FileType::RegularFile | FileType::BlockDevice)
         });
         let direct = is_file
-            && matches!(kind, Sink::File | Sink::Stream)
+            && matches!(kind, SinkKind::File | SinkKind::Stream)
             && flags(file).contains(OFlags::DIRECT);
         let mut direct =
             Self { file, state: if direct { DirectState::Set } else { DirectState::Never } };

@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use std::mem::replace;
 use std::os::fd::OwnedFd;
 
-use super::stream::SOURCE_READY;
-use super::{Relay, Source, cancelled, source_failed};
+use super::control::{Control, cancelled, source_failed};
+use super::ends::SourceKind;
+use super::feed::SOURCE_READY;
 use crate::consume::STREAM;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::lease::{Installed, Lease, NotInstalled};
@@ -54,48 +55,58 @@ pub(super) struct Inspector<'a> {
 
 type Look<'a> = Box<dyn FnOnce(&[u8]) -> Verdict + 'a>;
 
-/// What a stream has given to the inspector, and cannot give again.
+/// What has come of an inspection.
 #[derive(Default)]
 pub(super) struct Head {
+    /// What a stream has given, and cannot give again.
     pub(super) leases: Vec<Lease<Installed>>,
-    /// Bytes at its begin that are not moved.
+    /// Bytes at the begin that are not moved.
     pub(super) skip: u32,
+    /// Most bytes to move after them.
+    pub(super) limit: Option<u64>,
     /// Another sink.
     pub(super) sink: Option<OwnedFd>,
 }
 
-impl Relay<'_> {
-    /// Has the inspector see the first bytes. What it says of them is done to this relay.
+/// A source that is fetched from a lease at a time.
+pub(super) struct Single<'r, 'a> {
+    pub(super) ring: &'r mut Ring,
+    pub(super) control: &'r Control<'a>,
+    pub(super) source: SourceKind,
+    pub(super) file: &'r Attached,
+}
+
+impl Single<'_, '_> {
+    /// Has an inspector see the first bytes, of `limit` from `begin` on.
     ///
     /// They are read into the pool, where a look costs nothing, and are few.
-    pub(super) fn inspect_source(
+    pub(super) fn inspect(
         &mut self,
-        ring: &mut Ring,
-        source: Source,
-        file: &Attached,
+        Inspector { bytes, look }: Inspector<'_>,
+        begin: u64,
+        limit: u64,
+        block_size: u32,
     ) -> Result<Head> {
         let mut head = Head::default();
-        let Some(Inspector { bytes, look }) = self.inspector.take() else { return Ok(head) };
-        let most = self.limit.min(bytes.into()) as usize;
+        let most = limit.min(bytes.into()) as usize;
         let mut seen = Vec::with_capacity(most);
-        while seen.len() < most && ring.free() > 0 {
-            let left = ((most - seen.len()) as u32).min(self.block_size);
-            let offset = match source.seekable && self.source_offset != STREAM {
-                true => self.source_offset + seen.len() as u64,
+        while seen.len() < most && self.ring.free() > 0 {
+            let left = ((most - seen.len()) as u32).min(block_size);
+            let offset = match self.source.seekable && begin != STREAM {
+                true => begin + seen.len() as u64,
                 false => STREAM,
             };
             // A direct read must ask for whole sectors.
-            let asked = if source.direct { self.block_size } else { left };
-            let Some(lease) = self.fetch_one(ring, source, file, offset, asked)? else { break };
+            let asked = if self.source.direct { block_size } else { left };
+            let Some(lease) = self.fetch(offset, asked)? else { break };
             let old = seen.len();
             seen.resize(old + lease.len().min(left) as usize, 0);
             lease.copy_out(0, &mut seen[old..])?;
-            // A direct read cannot begin where this one has ended.
-            let is_last = source.direct;
             if offset == STREAM {
                 head.leases.push(lease);
             }
-            if is_last {
+            // A direct read cannot begin where this one has ended.
+            if self.source.direct {
                 break;
             }
         }
@@ -107,48 +118,32 @@ impl Relay<'_> {
                 let what = format!("leaving out {skip} bytes after a look at {}", seen.len());
                 return Err(Error::new(ErrorKind::InvalidInput, what));
             }
-            Verdict::Trim { skip, limit } => {
-                self.limit = limit.min(self.limit - u64::from(skip));
-                if source.seekable && self.source_offset != STREAM {
-                    self.source_offset += u64::from(skip);
-                } else {
-                    head.skip = skip;
-                }
-            }
+            Verdict::Trim { skip, limit } => (head.skip, head.limit) = (skip, Some(limit)),
         }
         Ok(head)
     }
 
-    /// Fetches once, and waits for it.
-    pub(super) fn fetch_one(
-        &self,
-        ring: &mut Ring,
-        source: Source,
-        file: &Attached,
-        offset: u64,
-        len: u32,
-    ) -> Result<Option<Lease<Installed>>> {
+    /// Fetches once, into the pool, and waits for it. `None`: nothing is there.
+    pub(super) fn fetch(&mut self, offset: u64, len: u32) -> Result<Option<Lease<Installed>>> {
         loop {
-            let lease = ring.fetch_copied(file, offset, len)?;
+            let lease = self.ring.fetch_copied(self.file, offset, len)?;
             let mut cancelling = false;
             while lease.is_pending() {
-                if self.is_cancelled() && !replace(&mut cancelling, true) {
-                    ring.cancel_fetch(&lease)?;
+                if self.control.is_cancelled() && !replace(&mut cancelling, true) {
+                    self.ring.cancel_fetch(&lease)?;
                 }
-                self.pause(ring)?;
+                self.control.wait(self.ring, 1, None)?;
                 take_events(
-                    ring,
+                    self.ring,
                     |event| matches!(event, Event::Fetched { lease: id, .. } if *id == lease.id()),
                 );
             }
-            if self.is_cancelled() {
-                return Err(cancelled());
-            }
+            self.control.check()?;
             match lease.installed() {
                 Ok(lease) => return Ok(Some(lease)),
                 Err(NotInstalled::EndOfFile) => return Ok(None),
-                Err(NotInstalled::Failed(Errno::AGAIN)) if !source.seekable => {
-                    self.wait_readable(ring, file)?;
+                Err(NotInstalled::Failed(Errno::AGAIN)) if !self.source.seekable => {
+                    self.wait_readable()?;
                 }
                 Err(NotInstalled::Failed(Errno::INTR) | NotInstalled::Pending(_)) => {}
                 Err(NotInstalled::Failed(errno)) => return Err(source_failed(errno)),
@@ -156,16 +151,16 @@ impl Relay<'_> {
         }
     }
 
-    fn wait_readable(&self, ring: &mut Ring, file: &Attached) -> Result<()> {
-        ring.poll(file, libc::POLLIN as u32, SOURCE_READY)?;
+    fn wait_readable(&mut self) -> Result<()> {
+        self.ring.poll(self.file, libc::POLLIN as u32, SOURCE_READY)?;
         let mut cancelling = false;
         loop {
-            if self.is_cancelled() && !replace(&mut cancelling, true) {
-                ring.cancel_poll(file, SOURCE_READY)?;
+            if self.control.is_cancelled() && !replace(&mut cancelling, true) {
+                self.ring.cancel_poll(self.file, SOURCE_READY)?;
             }
-            self.pause(ring)?;
+            self.control.wait(self.ring, 1, None)?;
             let is_it = |event: &Event| matches!(event, Event::Ready { token: SOURCE_READY, .. });
-            if take_events(ring, is_it) {
+            if take_events(self.ring, is_it) {
                 return if cancelling { Err(cancelled()) } else { Ok(()) };
             }
         }

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::control::{sink_failed, source_failed};
 use super::ends::check_socket;
-use super::{sink_failed, source_failed};
 use crate::consume::{STREAM, SendFlags};
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
