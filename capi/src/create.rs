@@ -167,18 +167,9 @@ fn create(ring_fd: c_int, params: &getbuf_params) -> Outcome<getbuf> {
     let first_region = pool_index.checked_add(1).ok_or(libc::EINVAL)?;
     first_region.checked_add(regions).ok_or(libc::EINVAL)?;
 
-    // Numbers that make no sense are told before the ring is touched.
-    Pool::new(count, block_size).map_err(number)?;
     let device = if engine == Engine::Module { Some(open_device()?) } else { None };
     let replace = has(GETBUF_PARAM_REPLACE);
-    let ring = RingFd(ring_fd);
-    if table.is_ours {
-        ring.make_table(table.count)?;
-    }
-    let made = || {
-        let (fewer, smaller) = (params.slots == 0, params.block_size == 0);
-        let shape = Shape { blocks: count, block_size, fewer, smaller };
-        let pool = fitting(ring, u32::from(pool_index), shape)?;
+    let build = |pool: Pool| {
         let count = pool.blocks();
         let mut builder = Slots::builder(support).tag(tag).pool(pool, pool_index);
         match (engine, &device) {
@@ -200,7 +191,16 @@ fn create(ring_fd: c_int, params: &getbuf_params) -> Outcome<getbuf> {
         }
         builder.build().map_err(number)
     };
-    match made() {
+    // What makes no sense is told before the ring is touched.
+    build(Pool::new(count, block_size).map_err(number)?)?;
+
+    let ring = RingFd(ring_fd);
+    if table.is_ours {
+        ring.make_table(table.count)?;
+    }
+    let (fewer, smaller) = (params.slots == 0, params.block_size == 0);
+    let shape = Shape { blocks: count, block_size, fewer, smaller };
+    match fitting(ring, u32::from(pool_index), shape).and_then(build) {
         Ok(slots) => Ok(getbuf::new(slots, tag, ring, table, device)),
         Err(errno) => {
             let _ = if table.is_ours {

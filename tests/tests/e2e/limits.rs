@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write, pipe};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
@@ -451,16 +452,15 @@ fn a_lease_keeps_memory_from_being_sealed(rig: &Rig) -> Verdict {
     Ok(())
 }
 
-/// tmpfs has no other way to its memory than through the page cache, whatever a file is opened with.
+/// tmpfs has no other memory than the page cache, whatever a file is opened with.
 fn unbuffered_files_of_tmpfs(rig: &Rig) -> Verdict {
-    let folder = Folder::new()?;
     let content = pattern(5, 8192);
-    drop(folder.source(&content)?);
-    if rustix::fs::statfs(folder.path("source"))?.f_type != libc::TMPFS_MAGIC as _ {
-        return skip("no tmpfs here");
-    }
-    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(folder.path("source"));
-    let Ok(file) = file else { return skip("this kernel opens no file of tmpfs with O_DIRECT") };
+    let mut file = File::from(rustix::fs::memfd_create("unbuffered", MemfdFlags::CLOEXEC)?);
+    file.write_all(&content)?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let Ok(file) = File::options().read(true).custom_flags(libc::O_DIRECT).open(path) else {
+        return skip("this kernel opens no file of tmpfs with O_DIRECT");
+    };
     let mut ring = rig.ring();
     let source = ring.attach(&file)?;
     let fetched = ring.fetch(&source, 4096, 4096)?;
