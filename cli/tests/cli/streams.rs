@@ -224,3 +224,25 @@ fn a_group_of_commands_shares_its_streams() {
     assert_eq!(output.stdout, b"");
     assert!(receive.join().unwrap() == place.bytes[1000..]);
 }
+
+/// No file is longer than 2^63 - 1 bytes: the rest has not arrived.
+#[test]
+fn an_output_that_is_full_by_its_own_limit_is_an_error() {
+    let place = Place::new(100_000);
+    // Only file systems in memory allow for such files everywhere.
+    let shared = tempfile::tempfile_in("/dev/shm");
+    let own = File::create(place.path("to"));
+    let begin = i64::MAX as u64 - 10;
+    let stands = |file: &mut File| file.seek(SeekFrom::Start(begin)).is_ok();
+    let mut files = [own, shared].into_iter().flatten();
+    let Some(mut file) = files.find_map(|mut file| stands(&mut file).then_some(file)) else {
+        println!("skipped: no file system here has files as long as that");
+        return;
+    };
+    let mut getbuf = getbuf();
+    getbuf.args(["cp", &place.text("from"), "-"]).stdout(file.try_clone().unwrap());
+    let said = failure(&getbuf.stderr(Stdio::piped()).output().unwrap(), 1);
+    assert!(said.contains("standard output") && said.contains("10 bytes arrived"), "{said}");
+    assert_eq!(file.stream_position().unwrap(), begin + 10);
+    file.set_len(0).unwrap();
+}
