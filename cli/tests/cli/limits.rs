@@ -35,7 +35,10 @@ fn with_threads(place: &Place, count: u32, arguments: &[&str]) -> Output {
     // Where others may run it.
     let program = place.path("getbuf");
     if !program.exists() {
-        fs::copy(env!("CARGO_BIN_EXE_getbuf"), &program).expect("a copy of the program");
+        // By another process: a child that another test starts meanwhile would have the file that is
+        // written to, and what is open for writing cannot be run.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_getbuf")).arg(&program).status();
+        assert!(copied.expect("cp").success());
     }
     let mut command = Command::new("prlimit");
     command.arg(format!("--nproc={count}")).arg(program).args(arguments);
