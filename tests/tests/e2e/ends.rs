@@ -363,6 +363,21 @@ fn direct_sink(rig: &Rig) -> Verdict {
         let (sink, direct) = (open()?, options.open(folder.path("source"))?);
         let report = Relay::new(&direct, &sink).sink_offset(at).run(&mut ring)?;
         check(&sink, report.bytes, "from O_DIRECT")?;
+        for fan in [false, true] {
+            let (sink, mut direct) = (open()?, options.open(folder.path("source"))?);
+            let bytes = match fan {
+                false => {
+                    let relay = Relay::new(&direct, &sink).source_offset(STREAM).sink_offset(at);
+                    relay.run(&mut ring)?.bytes
+                }
+                true => {
+                    let fan = FanOut::new(&direct).source_offset(STREAM).sink_at(&sink, at);
+                    fan.run(&mut ring)?.bytes
+                }
+            };
+            check(&sink, bytes, "from where O_DIRECT stands")?;
+            assert_eq!(direct.stream_position()?, len as u64, "from where O_DIRECT stands");
+        }
         quiet(&mut ring);
     }
     Ok(())
@@ -555,7 +570,7 @@ fn receivers_that_talk(rig: &Rig) -> Verdict {
         }
         let (peer, quiet_one) = (talker(far), reader(silent));
         let fan = FanOut::new(&source).sink(&near).sink(&other).discard_replies(discard);
-        let fan = fan.patience(Duration::from_millis(700)).zero_copy_send(zero_copy);
+        let fan = fan.patience(Duration::from_secs(2)).zero_copy_send(zero_copy);
         let mut told = 0;
         let report = fan.on_done(|_, _| told += 1).run(&mut ring)?;
         assert_eq!(told, 2);

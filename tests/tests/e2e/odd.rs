@@ -182,7 +182,7 @@ fn fuse_does_not_answer(rig: &Rig) -> Verdict {
     let content = pattern(63, 600_000);
     let never = Odd {
         fails: 0..4096,
-        fails_after: Duration::from_secs(3),
+        fails_after: Duration::from_secs(30),
         ..Odd::sized(&content, 600_000)
     };
     let fuse = Fuse::mount(&[never])?;
@@ -197,7 +197,7 @@ fn fuse_does_not_answer(rig: &Rig) -> Verdict {
     let failure = Relay::new(&source, &null).canceller(&canceller).run(&mut ring);
     thread.join().expect("the canceller");
     assert_eq!(failure.expect_err("cancelled").error.kind(), ErrorKind::Cancelled);
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     quiet(&mut ring);
     Ok(())
 }

@@ -121,7 +121,8 @@ pub(super) enum SinkKind {
     File,
     /// Written where it stands.
     Stream,
-    /// A terminal or another device: likewise, and it may not be able to take kernel memory.
+    /// A terminal or another device: written where it stands, and it may not be able to take kernel
+    /// memory.
     Device,
     Socket,
 }
