@@ -17,9 +17,9 @@ pub(crate) const PANICS: &[(&str, &str)] = &[
     ("slots/slot.rs", "attempt to subtract with overflow"),
 ];
 
-/// Whether programs use the safe calls that are unsound: if `GETBUF_ADVERSARY_HOLES` is set.
-pub(crate) fn are_open() -> bool {
-    std::env::var_os("GETBUF_ADVERSARY_HOLES").is_some()
+/// Whether programs use safe calls that are unsound: those that `GETBUF_ADVERSARY_HOLES` names.
+pub(crate) fn is_open(name: &str) -> bool {
+    std::env::var("GETBUF_ADVERSARY_HOLES").is_ok_and(|open| open == name)
 }
 
 /// Puts other files and other memory under the requests of a ring, which is safe as long as

@@ -25,7 +25,6 @@ mod sans_io;
 mod world;
 
 use std::io::{BufRead, BufReader};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -162,13 +161,10 @@ fn child(engine: &str, setup: &str, first: &str, count: &str) -> Result<(), Stri
     let (first, count) = (number(first)?, number(count)?);
     let world = World::new().map_err(|error| error.to_string())?;
     let support = Support::detect();
-    world::print_real_panics();
+    world::end_at_panics();
     for seed in (0..count).map(|place| first.wrapping_add(place)) {
         println!("seed {seed:#x}");
-        let program = || Program::run(&world, engine, setup, &support, seed);
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(program)) {
-            return Err(world::text_of(&*payload).to_owned());
-        }
+        Program::run(&world, engine, setup, &support, seed);
     }
     Ok(())
 }

@@ -165,7 +165,7 @@ impl<'w> Program<'w> {
             93..95 => self.wait(),
             95..97 => self.streams(),
             97..98 => self.replace_ring(),
-            98 if holes::are_open() => {
+            98 if holes::is_open("submitter") => {
                 holes::use_the_submitter(&mut self.rng, self.world, &mut self.parties);
             }
             _ => self.small_things(),

@@ -185,7 +185,7 @@ impl Sans {
                     self.settle(rng, one);
                 }
             }
-            18 if holes::are_open() => holes::use_values(rng, slots, &self.names),
+            18 if holes::is_open("values") => holes::use_values(rng, slots, &self.names),
             _ => self.leases(rng),
         }
     }
