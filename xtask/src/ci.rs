@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::api::Toolchain;
 use crate::command::{cargo, find, run};
 use crate::totals::Totals;
-use crate::{api, bench, check, test};
+use crate::{api, bench, check, test, walk};
 
 pub(crate) fn run_all() -> Result<Totals> {
     let mut totals = Totals::default();
@@ -26,6 +26,7 @@ pub(crate) fn run_all() -> Result<Totals> {
     }
     totals.check("licences", check::licences);
     totals.check("the patches' header", check::header_of_the_patches);
+    totals.check("docs/architecture.md", walk::check);
     totals.add(test::all()?);
     match find("valgrind") {
         None => totals.skip("instructions of the safe layer", "valgrind is not installed"),

@@ -14,6 +14,7 @@ mod sanitize;
 mod test;
 mod totals;
 mod vm;
+mod walk;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -30,7 +31,8 @@ cargo xtask COMMAND
   setup             install what is missing (Debian, as root), or name it
   codegen [--check] write the generated files, or check that they are current
   api [--check]     write what is public in the libraries to docs/api, or compare it with that
-  check             licence lines of all source files, and that the patches have our header
+  check             licence lines of all source files, that the patches have our header, and that
+                    docs/architecture.md names functions that are there
   test [--host|--guests]
                     every test, on this kernel and in the test kernels; or one of the two
   sanitize          tests under Miri, AddressSanitizer and ThreadSanitizer; needs a nightly Rust
@@ -83,6 +85,7 @@ fn run(mut args: Vec<OsString>) -> Result<ExitCode> {
         ["check"] => {
             check::licences()?;
             check::header_of_the_patches()?;
+            walk::check()?;
         }
         ["test"] => return Ok(verdict(&test::all()?)),
         ["test", "--host"] => return Ok(verdict(&test::host()?)),
