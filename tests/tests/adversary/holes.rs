@@ -60,7 +60,7 @@ pub(crate) fn use_values(rng: &mut Rng, slots: &uring_getbuf::slots::Slots, name
     use std::ptr;
 
     let values = slots.values();
-    let value = rng.u64(0..8) | 1 << 14 * rng.u64(0..2);
+    let value = rng.u64(0..8) | 1 << (14 * rng.u64(0..2));
     let mut entry = MaybeUninit::uninit();
     match rng.u32(0..8) {
         0 => values.number(1),

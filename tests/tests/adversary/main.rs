@@ -34,7 +34,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use uring_getbuf::{Engine, Support};
 
 use crate::program::Program;
-use crate::world::World;
+use crate::world::{Tally, World};
 
 /// Tells the executable that it runs programs.
 const CHILD: &str = "--child";
@@ -105,19 +105,33 @@ fn run(
     progress: &mut Progress,
 ) -> Result<(), String> {
     let mut done = 0;
+    let mut tally = [0; Tally::ALL.len()];
     while done < count {
-        if progress.tell(format_args!("{done} programs")) {
+        if progress.tell(format_args!("{done} programs: {}", shown(&tally))) {
             break;
         }
         let some = BATCH.min(count - done);
-        batch(engine, setup, first.wrapping_add(done), some)?;
+        let more = batch(engine, setup, first.wrapping_add(done), some)?;
+        tally.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
         done += some;
     }
-    Ok(())
+    println!("{engine}::{setup}: {done} programs: {}", shown(&tally));
+    // So many programs do a little of everything, or the test tests nothing.
+    match Tally::ALL.iter().zip(tally).find(|(_, count)| *count == 0) {
+        Some((what, _)) if done >= SHARE => Err(format!("nothing was {what} by {done} programs")),
+        _ => Ok(()),
+    }
+}
+
+type Counts = [u64; Tally::ALL.len()];
+
+fn shown(tally: &Counts) -> String {
+    let counts = Tally::ALL.iter().zip(tally).map(|(what, count)| format!("{count} {what}"));
+    counts.collect::<Vec<_>>().join(", ")
 }
 
 /// Runs programs in one process, which says the seed of each before it begins.
-fn batch(engine: Engine, setup: &str, first: u64, count: u64) -> Result<(), String> {
+fn batch(engine: Engine, setup: &str, first: u64, count: u64) -> Result<Counts, String> {
     let error = |error: std::io::Error| error.to_string();
     let mut child = Command::new(std::env::current_exe().map_err(error)?)
         .args([CHILD, engine.name(), setup, &first.to_string(), &count.to_string()])
@@ -132,13 +146,19 @@ fn batch(engine: Engine, setup: &str, first: u64, count: u64) -> Result<(), Stri
             let _ = say.send(line);
         }
     });
-    let (mut seed, mut last) = (first, String::new());
+    let (mut seed, mut last, mut counts) = (first, String::new(), None);
     let hangs = loop {
         match said.recv_timeout(PATIENCE) {
-            Ok(line) => match line.strip_prefix("seed ") {
-                Some(text) => seed = number(text)?,
-                None => last = line,
-            },
+            Ok(line) => {
+                if let Some(text) = line.strip_prefix("seed ") {
+                    seed = number(text)?;
+                } else if let Some(text) = line.strip_prefix("did ") {
+                    counts =
+                        text.split(' ').map(number).collect::<Result<Vec<_>, _>>()?.try_into().ok();
+                } else {
+                    last = line;
+                }
+            }
             Err(RecvTimeoutError::Timeout) => break true,
             Err(RecvTimeoutError::Disconnected) => break false,
         }
@@ -148,8 +168,8 @@ fn batch(engine: Engine, setup: &str, first: u64, count: u64) -> Result<(), Stri
     }
     let status = child.wait().map_err(error)?;
     let _ = reader.join();
-    if status.success() && !hangs {
-        return Ok(());
+    if let Some(counts) = counts.filter(|_| status.success() && !hangs) {
+        return Ok(counts);
     }
     let what = if hangs { format!("it hangs ({PATIENCE:?})") } else { format!("{status}: {last}") };
     Err(format!("program {seed:#x}: {what}\nalone: GETBUF_SEED={seed:#x} and {engine}::{setup}"))
@@ -166,5 +186,8 @@ fn child(engine: &str, setup: &str, first: &str, count: &str) -> Result<(), Stri
         println!("seed {seed:#x}");
         Program::run(&world, engine, setup, &support, seed);
     }
+    let done = Tally::take();
+    let done = Tally::ALL.map(|what| done.get(what).copied().unwrap_or(0).to_string());
+    println!("did {}", done.join(" "));
     Ok(())
 }

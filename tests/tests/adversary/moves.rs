@@ -9,7 +9,9 @@ use fastrand::Rng;
 use uring_getbuf::relay::{Canceller, FanOut, PairId, Proxy, Relay, Verdict};
 use uring_getbuf::ring::Ring;
 
-use crate::world::{BLOCK, PEER, Source, Stream, memory_file, on_purpose, surviving, violated};
+use crate::world::{
+    BLOCK, PEER, Source, Stream, Tally, memory_file, on_purpose, surviving, violated,
+};
 
 /// A file has only bytes of a source, at their places.
 fn check(file: &File, source: &Source, from: u64, what: &str) {
@@ -18,6 +20,7 @@ fn check(file: &File, source: &Source, from: u64, what: &str) {
     while let Ok(bytes @ 1..) = file.read_at(&mut got[len..], len as u64) {
         len += bytes;
     }
+    Tally::add("moved", len);
     let want = &source.bytes[(from.min(source.len())) as usize..];
     let wrong = got[..len]
         .iter()

@@ -11,13 +11,14 @@ use uring_getbuf::provider::Provider;
 use uring_getbuf::relay::Proxy;
 use uring_getbuf::ring::{Attached, MAX_TOKEN, Ring, Setup};
 use uring_getbuf::slots::{Event, LeaseId, UseId};
-use uring_getbuf::{Engine, STREAM, SendFlags, Support};
+use uring_getbuf::{Engine, Errno, STREAM, SendFlags, Support};
 
 use crate::holes;
 use crate::provider::{COUNT, Fragile, Memory, wanted};
 use crate::sans_io::{Sans, range};
 use crate::world::{
-    BLOCK, Canaries, Kind, Known, Sink, Stream, World, guarded, refusing, surviving, violated,
+    BLOCK, Canaries, Kind, Known, Sink, Stream, Tally, World, guarded, refusing, surviving,
+    violated,
 };
 
 /// What a ring was told to attach.
@@ -34,6 +35,8 @@ pub(crate) struct Party {
     pub(crate) files: Vec<(Attached, What)>,
     /// Counts the rings that there were: a lease of an earlier one is no lease of this one.
     life: u32,
+    /// A panic has gone through it: what is waited for may never come.
+    shaken: bool,
 }
 
 /// Which ring: the party, and which of its lives.
@@ -91,7 +94,7 @@ impl<'w> Program<'w> {
         let fragile = Fragile::default();
         let memory = Memory::new(&mut rng, fragile.clone()).expect("memory for regions");
         let sans = Sans::new(&mut rng, support, fragile.clone());
-        let party = || Party { ring: None, files: Vec::new(), life: 0 };
+        let party = || Party { ring: None, files: Vec::new(), life: 0, shaken: false };
         let mut program = Self {
             rng,
             world,
@@ -113,8 +116,17 @@ impl<'w> Program<'w> {
         };
         program.canaries.add(4096);
         program.build(0);
-        for _ in 0..program.rng.usize(20..150) {
-            surviving(|| program.step());
+        if program.rng.bool() {
+            program.build(1);
+        }
+        for _ in 0..program.rng.usize(0..12) {
+            program.attach();
+        }
+        for _ in 0..program.rng.usize(50..400) {
+            if surviving(|| program.step()).is_none() {
+                // An event may have gone with the panic.
+                program.parties.iter_mut().for_each(|party| party.shaken = true);
+            }
         }
         program.end();
     }
@@ -125,13 +137,15 @@ impl<'w> Program<'w> {
         let mut builder = Ring::builder();
         builder = builder.setup(if number == 0 { self.setup } else { other });
         builder = builder.engine(if number == 0 { self.engine } else { Engine::Copy });
-        builder = builder.slots(rng.u16(1..8)).block_size(rng.u32(1..=BLOCK)).files(rng.u16(2..12));
+        let block = if rng.bool() { BLOCK } else { rng.u32(1..=BLOCK) };
+        builder = builder.slots(rng.u16(1..12)).block_size(block).files(rng.u16(2..16));
         builder = builder.replace(rng.bool()).regions(rng.u16(0..5));
         if rng.bool() {
             builder = builder.entries(rng.u32(1..40));
         }
         let party = &mut self.parties[number];
         party.life += 1;
+        party.shaken = false;
         party.ring = match builder.build() {
             Ok(ring) => Some(ring),
             Err(error) => violated(format_args!("no ring: {error}")),
@@ -146,24 +160,24 @@ impl<'w> Program<'w> {
 
     fn step(&mut self) {
         match self.rng.u32(0..100) {
-            0..9 => self.attach(),
-            9..12 => self.detach(),
-            12..26 => self.fetch(),
-            26..34 => self.installed(),
-            34..50 => self.consume(),
-            50..56 => self.chain(),
-            56..58 => self.poll(),
-            58..61 => self.cancel(),
-            61..70 => self.enter(),
-            70..74 => self.look(),
-            74..79 => self.let_go(),
-            79..82 => self.prepared(),
+            0..6 => self.attach(),
+            6..8 => self.detach(),
+            8..22 => self.fetch(),
+            22..36 => self.installed(),
+            36..48 => self.consume(),
+            48..53 => self.chain(),
+            53..54 => self.poll(),
+            54..56 => self.cancel(),
+            56..65 => self.enter(),
+            65..70 => self.look(),
+            70..80 => self.let_go(),
+            80..82 => self.prepared(),
             82..87 => self.provide(),
             87..89 => self.sans(),
-            89..91 => self.transfer(),
-            91..93 => self.proxy(),
-            93..95 => self.wait(),
-            95..97 => self.streams(),
+            89..90 => self.transfer(),
+            90..92 => self.proxy(),
+            92..94 => self.wait(),
+            94..97 => self.streams(),
             97..98 => self.replace_ring(),
             98 if holes::is_open("submitter") => {
                 holes::use_the_submitter(&mut self.rng, self.world, &mut self.parties);
@@ -172,11 +186,17 @@ impl<'w> Program<'w> {
         }
     }
 
+    /// Mostly one that has something.
+    fn which_source(&mut self) -> usize {
+        let chosen = self.rng.usize(0..10);
+        if chosen < self.world.sources.len() { chosen } else { chosen % 3 }
+    }
+
     fn attach(&mut self) {
         let Some(number) = self.pick() else { return };
         let what = match self.rng.u32(0..10) {
-            0..4 => What::Source(self.rng.usize(0..self.world.sources.len())),
-            4 => What::Stream(self.rng.usize(0..self.streams.len())),
+            0..5 => What::Source(self.which_source()),
+            5 => What::Stream(self.rng.usize(0..self.streams.len())),
             _ => What::Sink(self.rng.usize(0..self.sinks.len())),
         };
         let party = &mut self.parties[number];
@@ -236,20 +256,27 @@ impl<'w> Program<'w> {
         }
     }
 
+    /// Mostly a file, as a fetch from a stream may keep its slot for long.
     fn source(&mut self, number: usize) -> Option<(usize, usize)> {
-        self.file(number, |what| matches!(what, What::Source(_) | What::Stream(_)))
+        if self.rng.u32(0..6) == 0 {
+            return self.file(number, |what| matches!(what, What::Stream(_)));
+        }
+        self.file(number, |what| matches!(what, What::Source(_)))
     }
 
     fn sink(&mut self, number: usize) -> Option<(usize, usize)> {
         self.file(number, |what| matches!(what, What::Sink(_)))
     }
 
-    fn len(&mut self) -> u32 {
-        match self.rng.u32(0..12) {
+    /// How many bytes a ring is asked for.
+    fn len(&mut self, number: usize) -> u32 {
+        let block = self.parties[number].ring.as_ref().map_or(BLOCK, Ring::block_size);
+        match self.rng.u32(0..20) {
             0 => 0,
             1 => self.rng.u32(..),
-            2..6 => BLOCK,
-            _ => self.rng.u32(1..=BLOCK),
+            2 => block + 1,
+            3..10 => block,
+            _ => self.rng.u32(1..=block),
         }
     }
 
@@ -257,7 +284,7 @@ impl<'w> Program<'w> {
         let Some(number) = self.pick() else { return };
         let Some((of, place)) = self.source(number) else { return };
         let (offset, known) = self.bytes_of(self.parties[of].files[place].1);
-        let (len, how) = (self.len(), self.rng.u32(0..6));
+        let (len, how) = (self.len(number), self.rng.u32(0..6));
         let limit = Duration::from_micros(self.rng.u64(0..2000));
         let mut ring = self.parties[number].ring.take().expect("it was picked");
         let file = &self.parties[of].files[place].0;
@@ -267,6 +294,9 @@ impl<'w> Program<'w> {
             _ => ring.fetch(file, offset, len),
         };
         self.parties[number].ring = Some(ring);
+        if of != number && lease.is_err() {
+            Tally::add("refused", 1);
+        }
         if let Ok(lease) = lease {
             if of != number {
                 violated("a ring has fetched from another ring's file");
@@ -281,7 +311,7 @@ impl<'w> Program<'w> {
         }
         let place = self.rng.usize(0..self.fetched.len());
         let (lease, known, of) = self.fetched.swap_remove(place);
-        let surely = matches!(known, Known::File(..));
+        let surely = matches!(known, Known::File(..)) && !self.parties[of.0].shaken;
         // A wait for a stream may have no end.
         if surely && self.rng.bool() {
             let number = self.pick().unwrap_or(of.0);
@@ -295,6 +325,7 @@ impl<'w> Program<'w> {
         }
         match lease.installed() {
             Ok(lease) => {
+                Tally::add("fetched", 1);
                 if known.bytes(0..lease.len()).len() != lease.len() as usize {
                     violated(format_args!("{} bytes of {known:?}", lease.len()));
                 }
@@ -306,16 +337,23 @@ impl<'w> Program<'w> {
     }
 
     fn consume(&mut self) {
-        let Some(number) = self.pick() else { return };
         if self.held.is_empty() {
             return;
         }
         let held = self.rng.usize(0..self.held.len());
+        let Some(number) = self.pick() else { return };
+        // Requests of one lease, one behind the other.
+        for _ in 0..self.rng.usize(1..4) {
+            let how = if self.rng.bool() { 0 } else { self.rng.u32(0..16) };
+            self.use_held(number, held, how);
+        }
+    }
+
+    fn use_held(&mut self, number: usize, held: usize, how: u32) {
         let Some((of, place)) = self.sink(number) else { return };
         let What::Sink(sink) = self.parties[of].files[place].1 else { return };
         let Held { lease, known, of: owner } = &self.held[held];
         let some = range(&mut self.rng, lease.len());
-        let how = self.rng.u32(0..16);
         let mut ranges = vec![some.clone()];
         if how < 3 {
             ranges =
@@ -363,7 +401,7 @@ impl<'w> Program<'w> {
         let what = self.parties[of].files[source].1;
         let (offset, known) = self.bytes_of(what);
         let What::Sink(which) = self.parties[to].files[sink].1 else { return };
-        let len = self.len();
+        let len = self.len(number);
         let place = self.sinks[which].expect(&known.bytes(0..len.min(BLOCK)));
         let how = self.rng.u32(0..6);
         let mut ring = self.parties[number].ring.take().expect("it was picked");
@@ -458,8 +496,17 @@ impl<'w> Program<'w> {
     fn told(&mut self, number: usize, event: Event) {
         let of = (number, self.parties[number].life);
         match event {
-            Event::Used { id, .. } => self.uses.retain(|used| used.id != id || used.of != of),
-            Event::Chained { id, .. } => self.chains.retain(|used| used.id != id || used.of != of),
+            Event::Fetched { result: Err(errno), .. } if errno == Errno::new(125) => {
+                Tally::add("cancelled", 1);
+            }
+            Event::Used { id, result, .. } => {
+                Tally::add("cancelled", usize::from(result == Err(Errno::new(125))));
+                self.uses.retain(|used| used.id != id || used.of != of);
+            }
+            Event::Chained { id, outcome } => {
+                Tally::add("chained", outcome.moved() as usize);
+                self.chains.retain(|used| used.id != id || used.of != of);
+            }
             event => {
                 let _ = format!("{event:?}");
             }
@@ -478,7 +525,9 @@ impl<'w> Program<'w> {
 
     /// Waits that block, where what is waited for comes.
     fn wait(&mut self) {
-        let Some(number) = self.pick() else { return };
+        let Some(number) = self.pick().filter(|number| !self.parties[*number].shaken) else {
+            return;
+        };
         let of = (number, self.parties[number].life);
         match self.rng.u32(0..5) {
             0 => {
@@ -563,7 +612,7 @@ impl<'w> Program<'w> {
     fn let_go(&mut self) {
         if self.rng.u32(0..3) == 0 && !self.fetched.is_empty() {
             let (lease, ..) = self.fetched.swap_remove(self.rng.usize(0..self.fetched.len()));
-            match self.rng.u32(0..10) {
+            match self.rng.u32(0..30) {
                 0 => std::mem::forget(lease),
                 _ => drop(lease),
             }
@@ -572,10 +621,10 @@ impl<'w> Program<'w> {
             return;
         }
         let Held { lease, of, .. } = self.held.swap_remove(self.rng.usize(0..self.held.len()));
-        match self.rng.u32(0..12) {
+        match self.rng.u32(0..20) {
             0 => std::mem::forget(lease),
-            1..5 => drop(lease),
-            5..7 => self.released.push(lease.release()),
+            9..20 => drop(lease),
+            1..7 => self.released.push(lease.release()),
             7 => self.fragile.leases.borrow_mut().push(lease),
             how => {
                 let number = if how == 8 { 1 - of.0 } else { of.0 };
@@ -606,7 +655,8 @@ impl<'w> Program<'w> {
             if self.rng.bool() {
                 request = request.token(self.rng.u16(..));
             }
-            match self.rng.u32(0..8) {
+            // Those that are never sent keep their slots.
+            match self.rng.u32(0..24) {
                 0 => std::mem::forget(request),
                 1 => drop(request.into_entry()),
                 _ => drop(request),
@@ -639,6 +689,7 @@ impl<'w> Program<'w> {
         };
         if let Ok(Some(lease)) = lease {
             let known = self.memory.known();
+            Tally::add("provided", 1);
             if known.bytes(0..lease.len()).len() != lease.len() as usize {
                 violated(format_args!("a lease of {} bytes of {known:?}", lease.len()));
             }
@@ -654,7 +705,7 @@ impl<'w> Program<'w> {
 
     fn transfer(&mut self) {
         let Some(number) = self.pick() else { return };
-        let source = &self.world.sources[self.rng.usize(0..self.world.sources.len())];
+        let source = &self.world.sources[self.which_source()];
         let ring = self.parties[number].ring.as_mut().expect("it was picked");
         if self.rng.bool() {
             crate::moves::relay(&mut self.rng, ring, source);
@@ -672,8 +723,12 @@ impl<'w> Program<'w> {
             Some((proxy, peers, own)) => {
                 let rng = &mut self.rng;
                 let mut call = || crate::moves::proxy(rng, ring, proxy, peers);
-                // The one of a ring that is gone need not make sense of another.
-                let _ = if *own == this { Some(call()) } else { refusing(call) };
+                if *own == this {
+                    call();
+                } else {
+                    // The one of a ring that is gone need not make sense of another.
+                    let _ = refusing(call);
+                }
                 if self.rng.u32(0..8) == 0 {
                     self.proxy = None;
                 }

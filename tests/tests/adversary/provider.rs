@@ -3,6 +3,7 @@
 //! are asked.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -41,38 +42,50 @@ impl Fragile {
     }
 }
 
-/// The program's own memory, as leases are made of it.
+/// The program's own memory, as leases are made of it. What nobody uses any more has other bytes
+/// from then on, as in a buffer that is filled again.
 pub(crate) struct Memory {
     pub(crate) regions: Vec<Region>,
-    bytes: Vec<Vec<u8>>,
+    bytes: RefCell<Vec<Vec<u8>>>,
     rng: RefCell<Rng>,
     /// What the last answer named, all pieces of it.
     last: RefCell<Vec<u8>>,
-    /// Answers that named memory, less those that came back.
-    lent: Cell<i64>,
+    answers: RefCell<HashMap<usize, Answer>>,
+    count: Cell<usize>,
     fragile: Fragile,
     /// What it is asked for from inside of an answer.
     pub(crate) nested: RefCell<Option<Box<dyn Fn()>>>,
 }
 
+/// Memory that was named.
+struct Answer {
+    bytes: usize,
+    regions: [bool; COUNT],
+    /// The answer ended in a panic: nobody may have seen it.
+    abandoned: bool,
+}
+
+/// What a region holds the nth time that it is filled.
+fn content(number: usize, turn: usize) -> Vec<u8> {
+    let id = REGIONS + number as u8;
+    let byte = |place: usize| id << 4 | (((place * 7) >> 3).wrapping_add(turn) & 15) as u8;
+    (0..LENGTHS[number]).map(byte).collect()
+}
+
 impl Memory {
     pub(crate) fn new(rng: &mut Rng, fragile: Fragile) -> uring_getbuf::Result<Rc<Self>> {
-        let mut regions = Vec::new();
-        let mut bytes = Vec::new();
-        for (number, len) in LENGTHS.into_iter().enumerate() {
-            let region = Region::new(len)?;
-            let id = REGIONS + number as u8;
-            let own: Vec<_> = (0..len).map(|place| id << 4 | (place * 7 >> 3) as u8 & 15).collect();
-            region.write(0, &own);
-            regions.push(region);
-            bytes.push(own);
+        let regions = LENGTHS.into_iter().map(Region::new).collect::<Result<Vec<_>, _>>()?;
+        let bytes: Vec<_> = (0..COUNT).map(|number| content(number, 0)).collect();
+        for (region, bytes) in regions.iter().zip(&bytes) {
+            region.write(0, bytes);
         }
         Ok(Rc::new(Self {
             regions,
-            bytes,
+            bytes: bytes.into(),
             rng: RefCell::new(rng.fork()),
             last: RefCell::default(),
-            lent: Cell::new(0),
+            answers: RefCell::default(),
+            count: Cell::new(0),
             fragile,
             nested: RefCell::default(),
         }))
@@ -83,18 +96,25 @@ impl Memory {
         Known::Bytes(self.last.borrow().as_slice().into())
     }
 
-    /// Nothing was written to it, and no buffer came back that was not lent.
+    /// Nothing was written to it.
     pub(crate) fn check(&self) {
-        for (region, own) in self.regions.iter().zip(&self.bytes) {
+        for (region, own) in self.regions.iter().zip(self.bytes.borrow().iter()) {
             let mut now = vec![0; own.len()];
             region.read(0, &mut now);
             if now != *own {
                 violated("a region was written to");
             }
         }
-        if self.lent.get() < 0 {
-            violated(format_args!("{} buffers too many came back", -self.lent.get()));
+    }
+
+    fn call_back(&self, rng: &mut Rng, odds: u32) {
+        if rng.u32(0..odds) == 0
+            && let Ok(nested) = self.nested.try_borrow()
+            && let Some(call) = nested.as_ref()
+        {
+            call();
         }
+        self.fragile.break_something(rng);
     }
 
     fn piece(&self, rng: &mut Rng, most: usize) -> (usize, Range<usize>) {
@@ -103,21 +123,28 @@ impl Memory {
         let start = rng.usize(0..len);
         (number, start..len.min(start + rng.usize(1..=most.max(1))))
     }
+
+    /// Fills the regions anew that no answer names.
+    fn fill_again(&self) {
+        let answers = self.answers.borrow();
+        for number in 0..COUNT {
+            let used = |answer: &Answer| answer.regions[number] && !answer.abandoned;
+            if !answers.values().any(used) {
+                let bytes = content(number, self.count.get());
+                self.regions[number].write(0, &bytes);
+                self.bytes.borrow_mut()[number] = bytes;
+            }
+        }
+    }
 }
 
 impl Provider for Memory {
     fn get_buf(&self, wanted: &mut Wanted<'_>) -> Result<usize, Errno> {
         let mut rng = self.rng.borrow_mut().fork();
-        if rng.u32(0..8) == 0
-            && let Ok(nested) = self.nested.try_borrow()
-            && let Some(call) = nested.as_ref()
-        {
-            call();
-        }
-        self.fragile.break_something(&mut rng);
+        self.call_back(&mut rng, 8);
         let len = wanted.len();
         let _ = (wanted.offset(), wanted.is_empty(), wanted.nowait(), wanted.as_raw());
-        let mut named = Vec::new();
+        let (mut named, mut regions) = (Vec::new(), [false; COUNT]);
         let pieces = match rng.u32(0..20) {
             0 => 0,
             1 => 40,
@@ -127,7 +154,8 @@ impl Provider for Memory {
         for _ in 0..pieces {
             let (number, range) = self.piece(&mut rng, len / pieces.clamp(1, 4));
             if wanted.add(&self.regions[number], range.clone()).is_ok() {
-                named.extend_from_slice(&self.bytes[number][range]);
+                named.extend_from_slice(&self.bytes.borrow()[number][range]);
+                regions[number] = true;
             }
         }
         let (number, nonsense) = (rng.usize(0..COUNT), rng.usize(0..50_000));
@@ -142,39 +170,42 @@ impl Provider for Memory {
         {
             violated(format_args!("{range:?} of a region was taken"));
         }
-        wanted.set_key(named.len());
-        if !named.is_empty() {
-            self.lent.set(self.lent.get() + 1);
+        let (bytes, abandoned) = (named.len(), rng.u32(0..24) == 0);
+        let key = self.count.get() + 1;
+        self.count.set(key);
+        wanted.set_key(key);
+        if bytes > 0 {
+            self.answers.borrow_mut().insert(key, Answer { bytes, regions, abandoned });
         }
-        let there = named.len();
         *self.last.borrow_mut() = named;
+        if abandoned {
+            on_purpose();
+        }
         match rng.u32(0..24) {
-            0 => Ok(there.wrapping_add(1)),
+            0 => Ok(bytes + 1),
             1 => Ok(usize::MAX),
             2 => Ok(0),
             3 => Err(Errno::new(11)),
-            4 => on_purpose(),
-            5 => Ok(there.saturating_sub(rng.usize(0..100))),
-            6 => Ok(len + 1),
-            _ => Ok(there.min(len)),
+            4 => Ok(bytes.saturating_sub(rng.usize(0..100))),
+            5 => Ok(len + 1),
+            _ => Ok(bytes.min(len)),
         }
     }
 
     fn release(&self, mut buffer: Buffer<'_>) {
-        self.lent.set(self.lent.get() - 1);
         let bytes: usize = buffer.pieces().map(|(_, len)| len).sum();
         let _ = buffer.as_raw();
-        if bytes != buffer.key() {
-            violated(format_args!("{bytes} bytes came back, and {} were lent", buffer.key()));
+        let answer = self.answers.borrow_mut().remove(&buffer.key());
+        match answer {
+            None => violated("a buffer came back twice, or was never lent"),
+            Some(answer) if answer.bytes != bytes => {
+                violated(format_args!("{bytes} bytes came back, and {} were lent", answer.bytes));
+            }
+            Some(_) => {}
         }
+        self.fill_again();
         let mut rng = self.rng.borrow_mut().fork();
-        if rng.u32(0..4) == 0
-            && let Ok(nested) = self.nested.try_borrow()
-            && let Some(call) = nested.as_ref()
-        {
-            call();
-        }
-        self.fragile.break_something(&mut rng);
+        self.call_back(&mut rng, 4);
         // A panic while another one is under way ends the process, as Rust has it.
         if rng.u32(0..40) == 0 && !std::thread::panicking() {
             on_purpose();

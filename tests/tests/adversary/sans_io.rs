@@ -105,13 +105,14 @@ fn result(rng: &mut Rng) -> i32 {
 
 /// A range of a lease, or of none.
 pub(crate) fn range(rng: &mut Rng, len: u32) -> std::ops::Range<u32> {
-    match rng.u32(0..8) {
+    match rng.u32(0..24) {
         0 => rng.u32(..)..rng.u32(..),
         1 => 0..len.saturating_add(1),
-        2 => 0..len,
+        2 => len / 2..len / 2,
+        3..8 => 0..len,
         _ => {
             let start = rng.u32(0..len.max(1));
-            start..rng.u32(start..=len.max(start))
+            start..rng.u32(start + 1..=len.max(start + 1))
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write, pipe};
@@ -31,7 +32,7 @@ fn pattern(id: u8, range: Range<u64>) -> Vec<u8> {
 }
 
 /// What the bytes of a lease have to be.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) enum Known {
     /// Those of a file of the world, from an offset on.
     File(Rc<[u8]>, u64),
@@ -41,6 +42,21 @@ pub(crate) enum Known {
     Bytes(Rc<[u8]>),
     /// Nothing was ever put there.
     Zeroes,
+}
+
+impl fmt::Debug for Known {
+    /// Without the bytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(all, base) => {
+                let id = all.first().map(|byte| byte >> 4);
+                write!(f, "a file of {} bytes ({id:?}) from {base} on", all.len())
+            }
+            Self::Stream(byte) => write!(f, "a stream of {byte:#x}"),
+            Self::Bytes(all) => write!(f, "{} bytes of memory", all.len()),
+            Self::Zeroes => f.write_str("nothing"),
+        }
+    }
 }
 
 impl Known {
@@ -64,6 +80,7 @@ impl Known {
     /// Ends the program if a look at the lease has seen other bytes.
     pub(crate) fn check(&self, start: u32, seen: &[u8], what: &str) {
         let end = start.saturating_add(seen.len() as u32);
+        Tally::add("looked", seen.len());
         let want = self.bytes(start..end);
         if want != seen {
             let first = want.iter().zip(seen).position(|(want, seen)| want != seen);
@@ -176,6 +193,7 @@ impl Stream {
         let mut bytes = [0; 4096];
         let _ = rustix::io::ioctl_fionbio(&self.far, true);
         while let Ok(count @ 1..) = self.far.read(&mut bytes) {
+            Tally::add("proxied", count);
             bytes[..count].iter().for_each(|byte| look(*byte));
         }
     }
@@ -258,6 +276,7 @@ impl Sink {
         let mut bytes = [0; 16 << 10];
         let _ = rustix::io::ioctl_fionbio(&*far, true);
         while let Ok(count @ 1..) = far.read(&mut bytes) {
+            Tally::add("arrived", count);
             for byte in &bytes[..count] {
                 if *from & 1 << (byte >> 4) == 0 {
                     violated(format_args!("a byte {byte:#x} that was never sent arrived"));
@@ -278,6 +297,7 @@ impl Sink {
         let wrong = got[..len].iter().enumerate().position(|(place, byte)| {
             *byte != 0 && want.get(place).is_none_or(|want| want != byte)
         });
+        Tally::add("arrived", got[..len].iter().filter(|byte| **byte != 0).count());
         if let Some(place) = wrong {
             let want = want.get(place);
             violated(format_args!(
@@ -285,6 +305,39 @@ impl Sink {
                 got[place]
             ));
         }
+    }
+}
+
+thread_local! {
+    static TALLY: RefCell<BTreeMap<&'static str, u64>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// What programs have come to: without it, nobody would see that they do nothing.
+pub(crate) struct Tally;
+
+impl Tally {
+    /// Everything that is counted.
+    pub(crate) const ALL: [&str; 10] = [
+        "arrived",
+        "cancelled",
+        "chained",
+        "fetched",
+        "looked",
+        "moved",
+        "panicked",
+        "proxied",
+        "provided",
+        "refused",
+    ];
+
+    pub(crate) fn add(what: &'static str, count: usize) {
+        debug_assert!(Self::ALL.contains(&what), "{what} is not counted");
+        TALLY.with_borrow_mut(|tally| *tally.entry(what).or_default() += count as u64);
+    }
+
+    /// The counts, and begins anew.
+    pub(crate) fn take() -> BTreeMap<&'static str, u64> {
+        TALLY.take()
     }
 }
 
@@ -374,7 +427,10 @@ pub(crate) fn end_at_panics() {
 pub(crate) fn surviving<T>(call: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(value) => Some(value),
-        Err(payload) if text_of(&*payload) == ON_PURPOSE => None,
+        Err(payload) if text_of(&*payload) == ON_PURPOSE => {
+            Tally::add("panicked", 1);
+            None
+        }
         Err(_) if KNOWN.replace(false) => None,
         Err(payload) => resume_unwind(payload),
     }
