@@ -42,6 +42,9 @@ pub(crate) struct Party {
 /// Which ring: the party, and which of its lives.
 type Owner = (usize, u32);
 
+/// Of a proxy that was used with a ring that is not its own: it need not make sense any more.
+const NOBODY: Owner = (usize::MAX, 0);
+
 struct Held {
     lease: Lease<Installed>,
     known: Known,
@@ -126,6 +129,7 @@ impl<'w> Program<'w> {
             if surviving(|| program.step()).is_none() {
                 // An event may have gone with the panic.
                 program.parties.iter_mut().for_each(|party| party.shaken = true);
+                program.proxy.iter_mut().for_each(|(.., own)| *own = NOBODY);
             }
         }
         program.end();
@@ -515,10 +519,15 @@ impl<'w> Program<'w> {
             // Now and then it is told another ring's events.
             let number = if self.rng.u32(0..30) == 0 { 1 } else { number };
             let party = &mut self.parties[number];
-            let own = *own == (number, party.life);
+            let is_own = *own == (number, party.life);
             if let Some(ring) = &mut party.ring {
                 let mut take = || proxy.take(ring, event);
-                let _ = if own { Some(take()) } else { refusing(take) };
+                if is_own {
+                    let _ = take();
+                } else {
+                    let _ = refusing(take);
+                    *own = NOBODY;
+                }
             }
         }
     }
@@ -728,6 +737,7 @@ impl<'w> Program<'w> {
                 } else {
                     // The one of a ring that is gone need not make sense of another.
                     let _ = refusing(call);
+                    *own = NOBODY;
                 }
                 if self.rng.u32(0..8) == 0 {
                     self.proxy = None;
