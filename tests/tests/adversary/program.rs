@@ -77,6 +77,9 @@ pub(crate) struct Program<'w> {
     proxy: Option<(Proxy, Vec<Stream>, Owner)>,
     sans: Option<Sans>,
     canaries: Canaries,
+    /// Some requests count as sent and never are. They keep their slots, and a ring that is dropped
+    /// waits for them for a second.
+    leaves_unsent: bool,
 }
 
 impl<'w> Program<'w> {
@@ -116,7 +119,9 @@ impl<'w> Program<'w> {
             proxy: None,
             sans,
             canaries: Canaries::default(),
+            leaves_unsent: false,
         };
+        program.leaves_unsent = program.rng.u32(0..40) == 0;
         program.canaries.add(4096);
         program.build(0);
         if program.rng.bool() {
@@ -664,10 +669,9 @@ impl<'w> Program<'w> {
             if self.rng.bool() {
                 request = request.token(self.rng.u16(..));
             }
-            // Those that are never sent keep their slots.
-            match self.rng.u32(0..24) {
-                0 => std::mem::forget(request),
-                1 => drop(request.into_entry()),
+            match self.rng.u32(0..8) {
+                0 if self.leaves_unsent => std::mem::forget(request),
+                1 if self.leaves_unsent => drop(request.into_entry()),
                 _ => drop(request),
             }
         }
