@@ -54,6 +54,23 @@ pub fn skip<T>(reason: impl fmt::Display) -> Result<T, Stop> {
     Err(Stop::Skip(reason.to_string()))
 }
 
+/// The ways to set a ring up that random programs run with, and their names.
+pub const SETUPS: [(&str, Setup); 3] = [
+    ("cooperative", Setup::Cooperative),
+    ("defer", Setup::DeferTaskrun),
+    ("sqpoll", Setup::SqPoll { idle: Duration::from_millis(20) }),
+];
+
+/// A number as a seed is written: decimal, or hexadecimal behind `0x`.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn number(text: &str) -> Result<u64, String> {
+    let (digits, radix) = text.strip_prefix("0x").map_or((text, 10), |digits| (digits, 16));
+    u64::from_str_radix(digits, radix).map_err(|error| format!("{text}: {error}"))
+}
+
 /// What a case runs on.
 #[derive(Clone, Copy, Debug)]
 pub struct Rig {

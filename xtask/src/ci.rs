@@ -3,9 +3,10 @@
 
 use anyhow::Result;
 
+use crate::api::Toolchain;
 use crate::command::{cargo, find, run};
 use crate::totals::Totals;
-use crate::{bench, check, test};
+use crate::{api, bench, check, test, walk};
 
 pub(crate) fn run_all() -> Result<Totals> {
     let mut totals = Totals::default();
@@ -19,8 +20,13 @@ pub(crate) fn run_all() -> Result<Totals> {
         run(doc.env("RUSTDOCFLAGS", "--deny warnings"))
     });
     totals.check("generated files", || check::codegen(true));
+    match Toolchain::find() {
+        Ok(toolchain) => totals.check("public interface", || api::check(&toolchain)),
+        Err(reason) => totals.skip("public interface", reason),
+    }
     totals.check("licences", check::licences);
     totals.check("the patches' header", check::header_of_the_patches);
+    totals.check("docs/architecture.md", walk::check);
     totals.add(test::all()?);
     match find("valgrind") {
         None => totals.skip("instructions of the safe layer", "valgrind is not installed"),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The project's own commands. `cargo xtask` lists them.
 
+mod api;
 mod args;
 mod bench;
 mod check;
@@ -13,12 +14,13 @@ mod sanitize;
 mod test;
 mod totals;
 mod vm;
+mod walk;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Error, Result, bail, ensure};
 
 use crate::args::Options;
 use crate::totals::Totals;
@@ -28,7 +30,9 @@ cargo xtask COMMAND
 
   setup             install what is missing (Debian, as root), or name it
   codegen [--check] write the generated files, or check that they are current
-  check             licence lines of all source files, and that the patches have our header
+  api [--check]     write what is public in the libraries to docs/api, or compare it with that
+  check             licence lines of all source files, that the patches have our header, and that
+                    docs/architecture.md names functions that are there
   test [--host|--guests]
                     every test, on this kernel and in the test kernels; or one of the two
   sanitize          tests under Miri, AddressSanitizer and ThreadSanitizer; needs a nightly Rust
@@ -82,9 +86,12 @@ fn run(mut args: Vec<OsString>) -> Result<ExitCode> {
         }
         ["codegen"] => check::codegen(false)?,
         ["codegen", "--check"] => check::codegen(true)?,
+        ["api"] => api::write(&api::Toolchain::find().map_err(Error::msg)?)?,
+        ["api", "--check"] => api::check(&api::Toolchain::find().map_err(Error::msg)?)?,
         ["check"] => {
             check::licences()?;
             check::header_of_the_patches()?;
+            walk::check()?;
         }
         ["test"] => return Ok(verdict(&test::all()?)),
         ["test", "--host"] => return Ok(verdict(&test::host()?)),

@@ -16,20 +16,13 @@ mod model;
 mod world;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use getbuf_tests::{Progress, Rig};
+use getbuf_tests::{Progress, Rig, SETUPS, number};
 use libtest_mimic::{Arguments, Failed, Trial};
-use uring_getbuf::ring::Setup;
 use uring_getbuf::{Engine, Support};
 
 use crate::model::{Program, Tally};
-
-const SETUPS: [(&str, Setup); 3] = [
-    ("cooperative", Setup::Cooperative),
-    ("defer", Setup::DeferTaskrun),
-    ("sqpoll", Setup::SqPoll { idle: Duration::from_millis(20) }),
-];
 
 /// Operations of one program: then its ring is dropped, with whatever is in flight, and everything
 /// is looked at.
@@ -101,10 +94,6 @@ fn long(engine: &str, setup: &str, operations: &str, seed: Option<&str>) -> Resu
         .iter()
         .find(|(name, _)| *name == setup)
         .ok_or_else(|| format!("no set-up {setup}: there are cooperative, defer and sqpoll"))?;
-    let number = |text: &str| {
-        let (digits, radix) = text.strip_prefix("0x").map_or((text, 10), |digits| (digits, 16));
-        u64::from_str_radix(digits, radix).map_err(|error| format!("{text}: {error}"))
-    };
     let operations = number(operations)?;
     // Any will do: it is printed.
     let seed = match seed {

@@ -33,18 +33,19 @@ const GUESTS: [Guest; 4] = [
 ];
 
 /// Executables that are run once for each engine, which they are told in `GETBUF_TEST_ENGINE`.
-const PER_ENGINE: [&str; 4] = ["c", "e2e", "fuzz", "lent"];
+const PER_ENGINE: [&str; 5] = ["adversary", "c", "e2e", "fuzz", "lent"];
 
 /// The C programs. What Valgrind and static linking tell is told on the host.
 const C: &str = "c";
 const C_SKIPPED: &str = " --skip ::valgrind --skip ::static";
 
 /// The debug kernel is slow: there, only what uses kernels most, with the engines of the kernel.
-const IN_DEBUG: [&str; 5] = ["cli", "e2e", "fuzz", "hostile", "lent"];
+const IN_DEBUG: [&str; 6] = ["adversary", "cli", "e2e", "fuzz", "hostile", "lent"];
 
 /// And of them what uses it in different ways: the pool of a command line alone takes seconds there.
 fn in_debug(name: &str, engine: &str) -> &'static str {
     match (name, engine) {
+        ("adversary", _) => " ::defer",
         ("cli", _) => {
             " a_signal_ends_it_in_order files_of_every_awkward_length_are_copied \
              from_a_pipe_and_to_a_pipe sends_to_many"
