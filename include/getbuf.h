@@ -47,7 +47,7 @@
 /** The version of this header. */
 #define GETBUF_VERSION_PATCH 0
 
-/** The same as one number; getbuf_version() is that of the library. */
+/** The version of this header as one number; getbuf_version() is that of the library. */
 #define GETBUF_VERSION (((GETBUF_VERSION_MAJOR << 16) | (GETBUF_VERSION_MINOR << 8)) | GETBUF_VERSION_PATCH)
 
 /** The best engine that the kernel has. */
@@ -70,15 +70,9 @@
 
 /**
  * getbuf_params.flags: the ring has a table of registered buffers already, and the entries from
- * table_first on, table_count of them, are empty and for these slots.
+ * table_first on, table_count of them, are empty and for these slots. The flag 2 is reserved.
  */
 #define GETBUF_PARAM_TABLE 1
-
-/**
- * getbuf_params.flags: leave what a released lease held in its slot until the next fetch replaces
- * it. Saves a request for each lease; see getbuf_trim(). Where the kernel cannot, no effect.
- */
-#define GETBUF_PARAM_REPLACE 2
 
 /** getbuf_file.flags: fd is an index into the ring's registered files. */
 #define GETBUF_FILE_FIXED 1
@@ -164,7 +158,7 @@ struct getbuf;
 /** What the running kernel offers. */
 struct getbuf_probe;
 
-/** A completion of io_uring, likewise. */
+/** A completion of io_uring, from `<liburing.h>` or `<linux/io_uring.h>`. */
 struct io_uring_cqe;
 
 /** A request of io_uring, from `<liburing.h>` or `<linux/io_uring.h>`. */
@@ -300,14 +294,6 @@ struct getbuf_stats {
         uint64_t stale;
 };
 
-/** Bytes of a lease. */
-struct getbuf_range {
-        /** The first. */
-        uint32_t start;
-        /** How many. */
-        uint32_t len;
-};
-
 /**
  * Answers what a provider is asked for, as ->iou_get_buf of getbuf_uapi.h: fills info->desc, and
  * returns how many bytes there are, or a negative errno.
@@ -328,6 +314,14 @@ struct getbuf_provider {
         uint64_t reserved1[2];
 };
 
+/** Bytes of a lease. */
+struct getbuf_range {
+        /** The first. */
+        uint32_t start;
+        /** How many. */
+        uint32_t len;
+};
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -337,8 +331,8 @@ extern "C" {
  * of the others where the one before it ends. The leases are in leases, which has room for count
  * of them. 0; or an error, and then none is fetched.
  *
- * Errors as getbuf_fetch(); -ENOBUFS: fewer than count slots are free. Where NULL is among the
- * SQEs: -EINVAL.
+ * Errors are those of getbuf_fetch(); -ENOBUFS: fewer than count slots are free. Where NULL is among
+ * the SQEs: -EINVAL.
  */
 int getbuf_fetch_batch(struct getbuf *getbuf,
                        struct io_uring_sqe *const *sqes,
@@ -355,8 +349,8 @@ int getbuf_fetch_batch(struct getbuf *getbuf,
  * it, in the source and in the sink. Their names are in leases, which has room for all of them. 0;
  * or an error, and then none is started.
  *
- * Errors as getbuf_chain(); -EINVAL where count is not a multiple of getbuf_chain_len(), or NULL is
- * among the SQEs; -ENOBUFS: fewer slots are free than there are chains.
+ * Errors are those of getbuf_chain(); -EINVAL where count is not a multiple of getbuf_chain_len(),
+ * or NULL is among the SQEs; -ENOBUFS: fewer slots are free than there are chains.
  */
 int getbuf_chain_batch(struct getbuf *getbuf,
                        struct io_uring_sqe *const *sqes,
@@ -370,7 +364,8 @@ int getbuf_chain_batch(struct getbuf *getbuf,
  * before it ends (GETBUF_STREAM: where the sink stands). 0, or the error of the first that could not
  * be made; its SQE is made a no-op, and the others are.
  *
- * Errors as getbuf_write(). Where NULL is among the SQEs or count is 0: -EINVAL, and none is made.
+ * Errors are those of getbuf_write(). Where NULL is among the SQEs or count is 0: -EINVAL, and none
+ * is made.
  */
 int getbuf_write_batch(struct getbuf *getbuf,
                        struct io_uring_sqe *const *sqes,
@@ -382,12 +377,36 @@ int getbuf_write_batch(struct getbuf *getbuf,
                        uint64_t offset);
 
 /**
- * getbuf_release() for count leases. 0, or the error of the first that could not be released; the
- * others are.
+ * Releases count leases, as getbuf_release() does one. 0, or the error of the first that could not
+ * be released; the others are.
  */
 int getbuf_release_batch(struct getbuf *getbuf,
                          const struct getbuf_lease *leases,
                          uint32_t count);
+
+/**
+ * How many SQEs getbuf_chain() will take for a chain: 2 or GETBUF_CHAIN_MAX.
+ *
+ * -EINVAL: NULL, a size that makes no sense, an unknown flag. -E2BIG: a chain of a newer version,
+ * with something that this one does not know. -EBADF: a negative descriptor.
+ */
+int getbuf_chain_len(const struct getbuf *getbuf,
+                     const struct getbuf_chain *what);
+
+/**
+ * Reserves a slot and fills count SQEs, consecutive ones of one submission, with fetch, consume
+ * and release, linked. 0, and the chain's name in *lease: GETBUF_EVENT_CHAINED tells what became
+ * of it, and nothing else can be done with it. The slot is free again then. The files must stay
+ * open until then.
+ *
+ * Errors are those of getbuf_fetch() and getbuf_chain_len(), -EOPNOTSUPP for GETBUF_SEND_ZC before
+ * Linux 6.0, and -EINVAL where count is not getbuf_chain_len().
+ */
+int getbuf_chain(struct getbuf *getbuf,
+                 struct io_uring_sqe *const *sqes,
+                 uint32_t count,
+                 const struct getbuf_chain *what,
+                 struct getbuf_lease *lease);
 
 /** Whether a completion with this user_data is for getbuf_complete(): 1 or 0. -EINVAL: NULL. */
 int getbuf_claims(const struct getbuf *getbuf,
@@ -407,7 +426,7 @@ int getbuf_complete(struct getbuf *getbuf,
                     struct getbuf_event *event);
 
 /**
- * As getbuf_complete(), for count completions at once, as io_uring_peek_batch_cqe() gives them.
+ * Takes count completions at once, as io_uring_peek_batch_cqe() gives them.
  * events has room for as many; events->size is the size of each. Each event is for the completion at
  * its place: what getbuf_complete() would say, or GETBUF_EVENT_FOREIGN where the completion is not for these slots
  * but for the program.
@@ -469,123 +488,6 @@ const char *getbuf_strerror(int error);
 uint32_t getbuf_version(void);
 
 /**
- * Reserves a slot and fills sqe with the fetch of up to len bytes at offset of source
- * (GETBUF_STREAM: where a stream stands) into it. 0, and the lease in *lease. data comes back in
- * every event of the lease.
- *
- * As soon as the completion has been given to getbuf_complete(), which answers
- * GETBUF_EVENT_FETCHED with more than 0 bytes, the lease can be used. It holds its slot until
- * getbuf_release().
- *
- * -EINVAL: NULL, an unknown flag, a len of 0 or of more than getbuf_stats.max_fetch. -EBADF: a
- * negative descriptor. -ENOBUFS: every slot is taken; release a lease, or let requests complete.
- */
-int getbuf_fetch(struct getbuf *getbuf,
-                 struct io_uring_sqe *sqe,
-                 const struct getbuf_file *source,
-                 uint64_t offset,
-                 uint32_t len,
-                 void *data,
-                 struct getbuf_lease *lease);
-
-/**
- * Fills sqe with a write of len bytes from start of the lease to offset of sink (GETBUF_STREAM:
- * where it stands). GETBUF_EVENT_USED tells what it wrote. The lease may be released at once: its
- * bytes stay until the write is done. Flags such as IOSQE_IO_LINK may be added to sqe afterwards;
- * user_data may not be changed. A flag by which the kernel begins with the write later (IOSQE_ASYNC,
- * IOSQE_IO_DRAIN, IOSQE_IO_LINK of the request before it) has the lease wait: released before
- * GETBUF_EVENT_USED, it may be gone then, and the write fails with -EFAULT.
- *
- * -EINVAL: NULL, an unknown flag, a lease that is zero or a chain. -EXDEV: a lease of other slots.
- * -ENOENT: the lease is over. -EBUSY: its fetch is not done, or 256 requests use it. -ERANGE: the
- * bytes are none, or not all in the lease. -EBADF: a negative descriptor.
- */
-int getbuf_write(struct getbuf *getbuf,
-                 struct io_uring_sqe *sqe,
-                 struct getbuf_lease lease,
-                 uint32_t start,
-                 uint32_t len,
-                 const struct getbuf_file *sink,
-                 uint64_t offset);
-
-/**
- * The same with a send to a socket. flags: MSG_MORE, MSG_WAITALL, MSG_DONTWAIT or 0;
- * MSG_NOSIGNAL is always set. Without MSG_WAITALL a socket takes what it has room for.
- *
- * Errors as getbuf_write(), and -EINVAL for other flags.
- */
-int getbuf_send(struct getbuf *getbuf,
-                struct io_uring_sqe *sqe,
-                struct getbuf_lease lease,
-                uint32_t start,
-                uint32_t len,
-                const struct getbuf_file *sink,
-                int flags);
-
-/**
- * The same without a copy into the socket. Where GETBUF_EVENT_USED says GETBUF_EVENT_MORE, a
- * GETBUF_EVENT_RETURNED follows when the network does not need the bytes any more.
- *
- * Errors as getbuf_send(), and -EOPNOTSUPP before Linux 6.0.
- */
-int getbuf_send_zc(struct getbuf *getbuf,
-                   struct io_uring_sqe *sqe,
-                   struct getbuf_lease lease,
-                   uint32_t start,
-                   uint32_t len,
-                   const struct getbuf_file *sink,
-                   int flags);
-
-/**
- * As getbuf_write(), with up to GETBUF_RANGES_MAX ranges of the lease, one behind the other. A
- * lease takes one at a time. ranges is not needed after the call.
- *
- * Errors as getbuf_write(), -EINVAL for no or too many ranges, and -EBUSY while another is in
- * flight.
- */
-int getbuf_writev(struct getbuf *getbuf,
-                  struct io_uring_sqe *sqe,
-                  struct getbuf_lease lease,
-                  const struct getbuf_range *ranges,
-                  uint32_t count,
-                  const struct getbuf_file *sink,
-                  uint64_t offset);
-
-/**
- * How many SQEs getbuf_chain() will take for a chain: 2 or GETBUF_CHAIN_MAX.
- *
- * -EINVAL: NULL, a size that makes no sense, an unknown flag. -E2BIG: as getbuf_create(). -EBADF:
- * a negative descriptor.
- */
-int getbuf_chain_len(const struct getbuf *getbuf,
-                     const struct getbuf_chain *what);
-
-/**
- * Reserves a slot and fills count SQEs, consecutive ones of one submission, with fetch, consume
- * and release, linked. 0, and the chain's name in *lease: GETBUF_EVENT_CHAINED tells what became
- * of it, and nothing else can be done with it. The slot is free again then. The files must stay
- * open until then.
- *
- * Errors as getbuf_fetch() and getbuf_chain_len(), -EOPNOTSUPP for GETBUF_SEND_ZC before Linux
- * 6.0, and -EINVAL where count is not getbuf_chain_len().
- */
-int getbuf_chain(struct getbuf *getbuf,
-                 struct io_uring_sqe *const *sqes,
-                 uint32_t count,
-                 const struct getbuf_chain *what,
-                 struct getbuf_lease *lease);
-
-/**
- * Lets the slot of a lease be emptied, also while requests use it or its fetch is not done. The
- * value is stale from now on. Where the kernel has to be asked, getbuf_pending() says so.
- *
- * Returns 0. -EINVAL: NULL, or a lease that is zero or a chain. -EXDEV: a lease of other slots.
- * -ENOENT: the lease is over.
- */
-int getbuf_release(struct getbuf *getbuf,
-                   struct getbuf_lease lease);
-
-/**
  * How many SQEs getbuf_next() takes now: 0 if the slots need nothing sent. Ask before every
  * submission, until it is 0: it is how slots are emptied, and how a fetch that a file refused is
  * sent again.
@@ -605,12 +507,6 @@ int getbuf_pending(struct getbuf *getbuf);
 int getbuf_next(struct getbuf *getbuf,
                 struct io_uring_sqe *const *sqes,
                 uint32_t count);
-
-/**
- * With GETBUF_PARAM_REPLACE: has what free slots still hold released. getbuf_pending() says what
- * has to be sent for that. 0; -EINVAL: NULL.
- */
-int getbuf_trim(struct getbuf *getbuf);
 
 /**
  * Finds out what the running kernel offers, by a few harmless requests on a ring of its own. 0,
@@ -649,7 +545,10 @@ const char *getbuf_probe_text(const struct getbuf_probe *probe);
  */
 int getbuf_probe_get_buf(const struct getbuf_probe *probe);
 
-/** The same for PUT_BUF. */
+/**
+ * The number that this kernel gives to PUT_BUF, for getbuf_prep.h; -EOPNOTSUPP if it has none,
+ * -EINVAL if probe is NULL.
+ */
 int getbuf_probe_put_buf(const struct getbuf_probe *probe);
 
 /**
@@ -706,7 +605,7 @@ int getbuf_installed(const struct getbuf *getbuf,
 /**
  * How many bytes a lease has: 1 or more, fewer than were asked for at the end of a file.
  *
- * Errors as getbuf_installed(), and -EBUSY while its fetch is not done.
+ * Errors are those of getbuf_installed(), and -EBUSY while its fetch is not done.
  */
 int getbuf_len(const struct getbuf *getbuf, struct getbuf_lease lease);
 
@@ -714,7 +613,7 @@ int getbuf_len(const struct getbuf *getbuf, struct getbuf_lease lease);
  * The engine that fetched a lease, GETBUF_ENGINE_*: GETBUF_ENGINE_COPY on every ring where the
  * source could not lend its memory.
  *
- * Errors as getbuf_len().
+ * Errors are those of getbuf_len().
  */
 int getbuf_engine(const struct getbuf *getbuf,
                   struct getbuf_lease lease);
@@ -722,7 +621,7 @@ int getbuf_engine(const struct getbuf *getbuf,
 /**
  * How many requests use a lease now.
  *
- * Errors as getbuf_len().
+ * Errors are those of getbuf_len().
  */
 int getbuf_uses(const struct getbuf *getbuf, struct getbuf_lease lease);
 
@@ -730,7 +629,7 @@ int getbuf_uses(const struct getbuf *getbuf, struct getbuf_lease lease);
  * Copies up to len bytes from start of the lease to to, for a look at them. How many bytes that
  * were, fewer where the lease ends sooner.
  *
- * Errors as getbuf_len(), -EINVAL: to is NULL, -ERANGE: len is 0 or start is not in the lease,
+ * Errors are those of getbuf_len(), -EINVAL: to is NULL, -ERANGE: len is 0 or start is not in the lease,
  * -EOPNOTSUPP: the lease is the kernel's own memory, which takes a request: getbuf_write() them to a
  * pipe and read that, or fetch them with GETBUF_FILE_COPIED.
  */
@@ -739,6 +638,102 @@ int getbuf_copy_out(const struct getbuf *getbuf,
                     uint32_t start,
                     void *to,
                     uint32_t len);
+
+/**
+ * Reserves a slot and fills sqe with the fetch of up to len bytes at offset of source
+ * (GETBUF_STREAM: where a stream stands) into it. 0, and the lease in *lease. data comes back in
+ * every event of the lease.
+ *
+ * As soon as the completion has been given to getbuf_complete(), which answers
+ * GETBUF_EVENT_FETCHED with more than 0 bytes, the lease can be used. It holds its slot until
+ * getbuf_release().
+ *
+ * -EINVAL: NULL, an unknown flag, a len of 0 or of more than getbuf_stats.max_fetch. -EBADF: a
+ * negative descriptor. -ENOBUFS: every slot is taken; release a lease, or let requests complete.
+ */
+int getbuf_fetch(struct getbuf *getbuf,
+                 struct io_uring_sqe *sqe,
+                 const struct getbuf_file *source,
+                 uint64_t offset,
+                 uint32_t len,
+                 void *data,
+                 struct getbuf_lease *lease);
+
+/**
+ * Fills sqe with a write of len bytes from start of the lease to offset of sink (GETBUF_STREAM:
+ * where it stands). GETBUF_EVENT_USED tells what it wrote. The lease may be released at once: its
+ * bytes stay until the write is done. Flags such as IOSQE_IO_LINK may be added to sqe afterwards;
+ * user_data may not be changed. A flag by which the kernel begins with the write later (IOSQE_ASYNC,
+ * IOSQE_IO_DRAIN, IOSQE_IO_LINK of the request before it) has the lease wait: released before
+ * GETBUF_EVENT_USED, it may be gone then, and the write fails with -EFAULT.
+ *
+ * -EINVAL: NULL, an unknown flag, a lease that is zero or a chain. -EXDEV: a lease of other slots.
+ * -ENOENT: the lease is over. -EBUSY: its fetch is not done, or 256 requests use it. -ERANGE: the
+ * bytes are none, or not all in the lease. -EBADF: a negative descriptor.
+ */
+int getbuf_write(struct getbuf *getbuf,
+                 struct io_uring_sqe *sqe,
+                 struct getbuf_lease lease,
+                 uint32_t start,
+                 uint32_t len,
+                 const struct getbuf_file *sink,
+                 uint64_t offset);
+
+/**
+ * Fills sqe with a send of len bytes from start of the lease to a socket, as getbuf_write() does
+ * with a write. flags: MSG_MORE, MSG_WAITALL, MSG_DONTWAIT or 0; MSG_NOSIGNAL is always set. Without
+ * MSG_WAITALL a socket takes what it has room for.
+ *
+ * Errors are those of getbuf_write(), and -EINVAL for other flags.
+ */
+int getbuf_send(struct getbuf *getbuf,
+                struct io_uring_sqe *sqe,
+                struct getbuf_lease lease,
+                uint32_t start,
+                uint32_t len,
+                const struct getbuf_file *sink,
+                int flags);
+
+/**
+ * Fills sqe with a send of len bytes from start of the lease to a socket, without a copy into it.
+ * flags are those of getbuf_send(). Where GETBUF_EVENT_USED says GETBUF_EVENT_MORE, a
+ * GETBUF_EVENT_RETURNED follows when the network does not need the bytes any more.
+ *
+ * Errors are those of getbuf_send(), and -EOPNOTSUPP before Linux 6.0.
+ */
+int getbuf_send_zc(struct getbuf *getbuf,
+                   struct io_uring_sqe *sqe,
+                   struct getbuf_lease lease,
+                   uint32_t start,
+                   uint32_t len,
+                   const struct getbuf_file *sink,
+                   int flags);
+
+/**
+ * Fills sqe with a write of up to GETBUF_RANGES_MAX ranges of the lease, one behind the other, to
+ * offset of sink, as getbuf_write() does with one. A lease takes one at a time. ranges is not needed
+ * after the call.
+ *
+ * Errors are those of getbuf_write(), -EINVAL for no or too many ranges, and -EBUSY while another is
+ * in flight.
+ */
+int getbuf_writev(struct getbuf *getbuf,
+                  struct io_uring_sqe *sqe,
+                  struct getbuf_lease lease,
+                  const struct getbuf_range *ranges,
+                  uint32_t count,
+                  const struct getbuf_file *sink,
+                  uint64_t offset);
+
+/**
+ * Lets the slot of a lease be emptied, also while requests use it or its fetch is not done. The
+ * value is stale from now on. Where the kernel has to be asked, getbuf_pending() says so.
+ *
+ * Returns 0. -EINVAL: NULL, or a lease that is zero or a chain. -EXDEV: a lease of other slots.
+ * -ENOENT: the lease is over.
+ */
+int getbuf_release(struct getbuf *getbuf,
+                   struct getbuf_lease lease);
 
 #ifdef __cplusplus
 }  // extern "C"

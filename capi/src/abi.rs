@@ -16,7 +16,7 @@ pub const GETBUF_VERSION_MAJOR: u32 = 0;
 pub const GETBUF_VERSION_MINOR: u32 = 1;
 /// The version of this header.
 pub const GETBUF_VERSION_PATCH: u32 = 0;
-/// The same as one number; getbuf_version() is that of the library.
+/// The version of this header as one number; getbuf_version() is that of the library.
 pub const GETBUF_VERSION: u32 =
     GETBUF_VERSION_MAJOR << 16 | GETBUF_VERSION_MINOR << 8 | GETBUF_VERSION_PATCH;
 
@@ -36,11 +36,8 @@ pub const GETBUF_ENGINE_PROVIDER: u32 = 4;
 pub const GETBUF_PROVIDE_NOWAIT: u32 = 1;
 
 /// getbuf_params.flags: the ring has a table of registered buffers already, and the entries from
-/// table_first on, table_count of them, are empty and for these slots.
+/// table_first on, table_count of them, are empty and for these slots. The flag 2 is reserved.
 pub const GETBUF_PARAM_TABLE: u32 = 1;
-/// getbuf_params.flags: leave what a released lease held in its slot until the next fetch replaces
-/// it. Saves a request for each lease; see getbuf_trim(). Where the kernel cannot, no effect.
-pub const GETBUF_PARAM_REPLACE: u32 = 2;
 
 /// getbuf_file.flags: fd is an index into the ring's registered files.
 pub const GETBUF_FILE_FIXED: u32 = 1;
@@ -105,7 +102,7 @@ pub struct io_uring_sqe {
     _words: [u64; 8],
 }
 
-/// A completion of io_uring, likewise.
+/// A completion of io_uring, from `<liburing.h>` or `<linux/io_uring.h>`.
 #[derive(Debug)]
 pub struct io_uring_cqe {
     _words: [u64; 2],

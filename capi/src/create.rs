@@ -8,20 +8,15 @@ use std::sync::{Mutex, PoisonError};
 use std::{io, slice};
 
 use io_uring::types::Fd;
-use uring_getbuf::slots::{DEFAULT_TAG, Slots};
-use uring_getbuf::{Engine, Pool, Shape, Support};
+use uring_getbuf::slots::{DEFAULT_TAG, Plan};
+use uring_getbuf::{Shape, Support};
 
-use crate::abi::{
-    GETBUF_ENGINE_ANY, GETBUF_PARAM_REPLACE, GETBUF_PARAM_TABLE, getbuf_params, getbuf_stats,
-};
-use crate::errors::{KeptErrno, Outcome, number, told};
+use crate::abi::{GETBUF_ENGINE_ANY, GETBUF_PARAM_TABLE, getbuf_params, getbuf_stats};
+use crate::errors::{KeptErrno, Outcome, Told, number};
 use crate::live::Live;
 use crate::probe;
 use crate::register::RingFd;
 use crate::slots::{Table, getbuf};
-
-const SLOTS: u16 = 32;
-const BLOCK_SIZE: u32 = 128 << 10;
 
 /// No structure will ever be larger.
 const LARGEST: usize = 4096;
@@ -114,16 +109,16 @@ pub unsafe extern "C" fn getbuf_create(
         // SAFETY: the caller's promise.
         unsafe { read_sized(params, size_of::<getbuf_params>(), PARAMS) }
     };
-    told(params.and_then(|params| create(ring_fd, &params)).map(|made| {
+    let made = params.and_then(|params| create(ring_fd, &params)).map(|made| {
         // SAFETY: the caller's promise.
         unsafe { *getbuf = LIVE.give(made) };
-        0
-    }))
+    });
+    made.told()
 }
 
 fn create(ring_fd: c_int, params: &getbuf_params) -> Outcome<getbuf> {
     let has = |flag| params.flags & flag != 0;
-    if params.flags & !(GETBUF_PARAM_TABLE | GETBUF_PARAM_REPLACE) != 0
+    if params.flags & !GETBUF_PARAM_TABLE != 0
         || (params.reserved0, params.reserved2) != (0, [0; 2])
         || (!has(GETBUF_PARAM_TABLE) && (params.table_first, params.table_count) != (0, 0))
     {
@@ -147,91 +142,49 @@ fn create(ring_fd: c_int, params: &getbuf_params) -> Outcome<getbuf> {
     };
     support.require(engine).map_err(number)?;
 
-    let count = if params.slots == 0 { SLOTS } else { params.slots };
-    let block_size = if params.block_size == 0 { BLOCK_SIZE } else { params.block_size };
+    let mut shape = Shape::default();
+    if params.slots != 0 {
+        (shape.blocks, shape.fewer) = (params.slots, false);
+    }
+    if params.block_size != 0 {
+        (shape.block_size, shape.smaller) = (params.block_size, false);
+    }
     let tag = if params.tag == 0 { DEFAULT_TAG } else { params.tag };
-    let lent = if engine == Engine::Copy { 0 } else { count };
-    let regions = u16::try_from(params.regions).map_err(|_| libc::EINVAL)?;
-    let table = Table {
-        first: params.table_first,
-        count: u32::from(lent) + 1 + u32::from(regions),
-        is_ours: !has(GETBUF_PARAM_TABLE),
-    };
-    if has(GETBUF_PARAM_TABLE) && params.table_count < table.count {
+    let narrow = |number: u32| u16::try_from(number).map_err(|_| libc::EINVAL);
+    let plan = Plan::new(support, engine).map_err(number)?.shape(shape).tag(tag);
+    let plan = plan.first(narrow(params.table_first)?).regions(narrow(params.regions)?);
+    let count = u32::from(plan.places().map_err(number)?);
+    let table = Table { first: params.table_first, count, is_ours: !has(GETBUF_PARAM_TABLE) };
+    if has(GETBUF_PARAM_TABLE) && params.table_count < count {
         return Err(libc::ENOSPC);
     }
-    let first = u16::try_from(table.first).map_err(|_| libc::EINVAL)?;
-    // The pool comes last, behind the slots of an engine that lends memory.
-    let pool_index = first.checked_add(lent).ok_or(libc::EINVAL)?;
-    // And then the regions.
-    let first_region = pool_index.checked_add(1).ok_or(libc::EINVAL)?;
-    first_region.checked_add(regions).ok_or(libc::EINVAL)?;
-
-    let device = if engine == Engine::Module { Some(open_device()?) } else { None };
-    let replace = has(GETBUF_PARAM_REPLACE);
-    let build = |pool: Pool| {
-        let count = pool.blocks();
-        let mut builder = Slots::builder(support).tag(tag).pool(pool, pool_index);
-        match (engine, &device) {
-            (Engine::Opcode, _) => {
-                let get_buf = support.get_buf_opcode().ok_or(libc::EOPNOTSUPP)?;
-                let put_buf = support.put_buf_opcode();
-                // What replaces is newer than what releases.
-                builder = builder.opcode(get_buf, put_buf, first, count);
-                builder = builder.replace(replace && put_buf.is_some());
-            }
-            (Engine::Module, Some(device)) => {
-                builder = builder.module(Fd(device.as_raw_fd()), first, count);
-                builder = builder.replace(replace && support.module_replaces());
-            }
-            _ => {}
-        }
-        if regions > 0 {
-            builder = builder.regions(first_region, regions);
-        }
-        builder.build().map_err(number)
-    };
-    // What makes no sense is told before the ring is touched.
-    build(Pool::new(count, block_size).map_err(number)?)?;
-
+    let device = plan.device().map(open).transpose()?;
     let ring = RingFd(ring_fd);
     if table.is_ours {
-        ring.make_table(table.count)?;
+        ring.make_table(count)?;
     }
-    let (fewer, smaller) = (params.slots == 0, params.block_size == 0);
-    let shape = Shape { blocks: count, block_size, fewer, smaller };
-    match fitting(ring, u32::from(pool_index), shape).and_then(build) {
+    let device_target = device.as_ref().map(|device| Fd(device.as_raw_fd()).into());
+    let mut refused = None;
+    let slots = plan.build(device_target, |index, base, len| {
+        let set = ring.set(index.into(), base, len);
+        refused = set.err();
+        set.map_err(io::Error::from_raw_os_error)
+    });
+    match slots {
         Ok(slots) => Ok(getbuf::new(slots, tag, ring, table, device)),
-        Err(errno) => {
-            let _ = if table.is_ours {
-                ring.drop_table()
-            } else {
-                ring.clear(u32::from(pool_index), 1)
+        Err(error) => {
+            let _ = match table.is_ours {
+                true => ring.drop_table(),
+                false => ring.clear(table.first, count),
             };
-            Err(errno)
+            // The kernel's own word for it, if it is the kernel's.
+            Err(refused.unwrap_or_else(|| number(error)))
         }
     }
 }
 
-/// A pool that is registered with the ring as this entry of its table.
-fn fitting(ring: RingFd, index: u32, shape: Shape) -> Outcome<Pool> {
-    let mut refused = 0;
-    let pin = |pool: Option<&Pool>| {
-        let done = match pool {
-            Some(pool) => ring.set(index, pool.base(), pool.bytes()),
-            None => ring.clear(index, 1),
-        };
-        done.map_err(|errno| {
-            refused = errno;
-            io::Error::from_raw_os_error(errno)
-        })
-    };
-    // The number is the kernel's, whatever kind of error it is.
-    Pool::fitting(shape, pin).map_err(|error| if refused == 0 { number(error) } else { refused })
-}
-
-fn open_device() -> Outcome<OwnedFd> {
-    let device = OpenOptions::new().read(true).write(true).open("/dev/getbuf");
+fn open(device: &str) -> Outcome<OwnedFd> {
+    let device = OpenOptions::new().read(true).write(true).open(device);
     device.map(Into::into).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
 }
 
@@ -252,7 +205,7 @@ pub unsafe extern "C" fn getbuf_destroy(getbuf: *mut getbuf) -> c_int {
         return 0;
     }
     let _errno = KeptErrno::new();
-    told(LIVE.take(getbuf).map(|getbuf| {
+    let ended = LIVE.take(getbuf).map(|mut getbuf| {
         let in_flight = getbuf.in_flight();
         if in_flight > 0 {
             let left = Box::into_raw(getbuf) as usize;
@@ -260,7 +213,7 @@ pub unsafe extern "C" fn getbuf_destroy(getbuf: *mut getbuf) -> c_int {
             return in_flight.try_into().unwrap_or(c_int::MAX);
         }
         // Providers are told.
-        getbuf.slots.values().release_all();
+        getbuf.leases.release_all();
         // Where it fails, the table or the ring is gone already.
         let _ = if getbuf.table.is_ours {
             getbuf.ring.drop_table()
@@ -268,7 +221,8 @@ pub unsafe extern "C" fn getbuf_destroy(getbuf: *mut getbuf) -> c_int {
             getbuf.ring.clear(getbuf.table.first, getbuf.table.count)
         };
         0
-    }))
+    });
+    ended.told()
 }
 
 /// Fills stats. 0; -EINVAL: NULL, or a stats.size that is smaller than it ever was.

@@ -3,7 +3,6 @@
 
 use std::ffi::{c_char, c_int};
 
-use uring_getbuf::slots::Miss;
 use uring_getbuf::{Error, ErrorKind};
 
 use crate::abi::{
@@ -14,10 +13,19 @@ use crate::abi::{
 pub(crate) type Outcome<T = ()> = Result<T, c_int>;
 
 /// What C is told: 0 or more, or a negative error number.
-pub(crate) fn told(outcome: Outcome<c_int>) -> c_int {
-    match outcome {
-        Ok(value) => value,
-        Err(errno) => -errno,
+pub(crate) trait Told {
+    fn told(self) -> c_int;
+}
+
+impl Told for Outcome<c_int> {
+    fn told(self) -> c_int {
+        self.unwrap_or_else(|errno| -errno)
+    }
+}
+
+impl Told for Outcome {
+    fn told(self) -> c_int {
+        self.map(|()| 0).told()
     }
 }
 
@@ -36,17 +44,6 @@ pub(crate) fn number(error: Error) -> c_int {
         ErrorKind::NoRegion => libc::ENOSPC,
         ErrorKind::Provider => libc::EPROTO,
         _ => error.raw_os_error().unwrap_or(libc::EIO),
-    }
-}
-
-/// The error number for a value that names no lease, or none that is ready.
-#[cold]
-pub(crate) fn missed(miss: Miss) -> c_int {
-    match miss {
-        Miss::Invalid => libc::EINVAL,
-        Miss::WrongSlots => libc::EXDEV,
-        Miss::Over => libc::ENOENT,
-        Miss::Pending => libc::EBUSY,
     }
 }
 

@@ -11,8 +11,11 @@
 //! abi       what C sees: constants and structures
 //! probe     what can this kernel do?
 //! create    parameters, registration with the ring, the end
-//! slots     struct getbuf: the leases that C has
-//! fetch     requests that fill, use and empty slots
+//! slots     struct getbuf
+//! leases    the leases that C has, as values
+//! request   requests that fill and use slots
+//! chain     fetch, use and release as linked requests
+//! pending   what the slots themselves need sent
 //! batch     several of them at once
 //! complete  what a completion meant
 //! provide   the program's own memory as a source
@@ -20,14 +23,18 @@
 
 pub mod abi;
 pub mod batch;
+pub mod chain;
 pub mod complete;
 pub mod create;
 pub mod errors;
-pub mod fetch;
+mod file;
+mod leases;
 mod live;
+pub mod pending;
 pub mod probe;
 pub mod provide;
 pub mod query;
 mod register;
+pub mod request;
 pub mod slots;
 mod sqe;

@@ -5,12 +5,13 @@
 
 use std::ffi::{CString, c_char, c_int};
 
-use uring_getbuf::{Engine, Support};
+use uring_getbuf::{Engine, Origin, Support};
 
 use crate::abi::{
-    GETBUF_ENGINE_COPY, GETBUF_ENGINE_MODULE, GETBUF_ENGINE_OPCODE, GETBUF_ENGINE_PROVIDER,
+    GETBUF_ENGINE_ANY, GETBUF_ENGINE_COPY, GETBUF_ENGINE_MODULE, GETBUF_ENGINE_OPCODE,
+    GETBUF_ENGINE_PROVIDER,
 };
-use crate::errors::{KeptErrno, Outcome, number, told};
+use crate::errors::{KeptErrno, Outcome, Told, number};
 use crate::live::Live;
 
 /// What the running kernel offers.
@@ -18,28 +19,31 @@ use crate::live::Live;
 pub struct getbuf_probe {
     pub(crate) support: Support,
     /// In the order of `Engine::ALL`; empty where the engine works.
-    reasons: [CString; 3],
+    reasons: [CString; Engine::ALL.len()],
     text: CString,
 }
 
 static LIVE: Live = Live::new();
 
+/// The numbers that C has for them.
+const NUMBERS: [(u32, Origin); 4] = [
+    (GETBUF_ENGINE_OPCODE, Origin::Opcode),
+    (GETBUF_ENGINE_MODULE, Origin::Module),
+    (GETBUF_ENGINE_COPY, Origin::Copy),
+    (GETBUF_ENGINE_PROVIDER, Origin::Provided),
+];
+
 pub(crate) fn engine(number: u32) -> Option<Engine> {
-    match number {
-        GETBUF_ENGINE_OPCODE => Some(Engine::Opcode),
-        GETBUF_ENGINE_MODULE => Some(Engine::Module),
-        GETBUF_ENGINE_COPY => Some(Engine::Copy),
-        _ => None,
-    }
+    Engine::ALL.into_iter().find(|engine| engine_number(*engine) == number)
 }
 
 pub(crate) fn engine_number(engine: Engine) -> u32 {
-    match engine {
-        Engine::Opcode => GETBUF_ENGINE_OPCODE,
-        Engine::Module => GETBUF_ENGINE_MODULE,
-        Engine::Copy => GETBUF_ENGINE_COPY,
-        Engine::Provider => GETBUF_ENGINE_PROVIDER,
-    }
+    origin_number(engine.into())
+}
+
+pub(crate) fn origin_number(origin: Origin) -> u32 {
+    let number = NUMBERS.iter().find(|(_, other)| *other == origin).map(|(number, _)| *number);
+    number.unwrap_or(GETBUF_ENGINE_ANY)
 }
 
 /// Finds out what the running kernel offers, by a few harmless requests on a ring of its own. 0,
@@ -79,7 +83,7 @@ pub unsafe extern "C" fn getbuf_probe_free(probe: *mut getbuf_probe) -> c_int {
     if probe.is_null() {
         return 0;
     }
-    told(LIVE.take(probe).map(|_| 0))
+    LIVE.take(probe).map(drop).told()
 }
 
 /// Whether an engine (GETBUF_ENGINE_*) works here: 0, or -EOPNOTSUPP and getbuf_probe_reason()
@@ -95,11 +99,11 @@ pub unsafe extern "C" fn getbuf_probe_free(probe: *mut getbuf_probe) -> c_int {
 pub unsafe extern "C" fn getbuf_probe_engine(probe: *const getbuf_probe, engine: u32) -> c_int {
     // SAFETY: the caller's promise.
     let Some(probe) = (unsafe { probe.as_ref() }) else { return -libc::EINVAL };
-    told(works(&probe.support, engine))
+    works(&probe.support, engine).told()
 }
 
 fn works(support: &Support, number_of: u32) -> Outcome<c_int> {
-    if number_of == crate::abi::GETBUF_ENGINE_ANY {
+    if number_of == GETBUF_ENGINE_ANY {
         return support.best().map(|engine| engine_number(engine) as c_int).map_err(number);
     }
     let engine = engine(number_of).ok_or(libc::EINVAL)?;
@@ -148,7 +152,8 @@ pub unsafe extern "C" fn getbuf_probe_get_buf(probe: *const getbuf_probe) -> c_i
     probe.support.get_buf_opcode().map_or(-libc::EOPNOTSUPP, c_int::from)
 }
 
-/// The same for PUT_BUF.
+/// The number that this kernel gives to PUT_BUF, for getbuf_prep.h; -EOPNOTSUPP if it has none,
+/// -EINVAL if probe is NULL.
 ///
 /// # Safety
 ///

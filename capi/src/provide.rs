@@ -11,7 +11,7 @@ use uring_getbuf::provider::{Buffer, Provider, Region, Wanted};
 
 use crate::abi::{GETBUF_PROVIDE_NOWAIT, getbuf_lease, getbuf_provider, iou_get_buf_info};
 use crate::create::read_sized;
-use crate::errors::{KeptErrno, Outcome, number, told};
+use crate::errors::{KeptErrno, Outcome, Told, number};
 use crate::slots::getbuf;
 
 type GetBuf = unsafe extern "C" fn(*mut c_void, *mut iou_get_buf_info) -> i64;
@@ -94,7 +94,7 @@ pub unsafe extern "C" fn getbuf_add_region(
     let added = getbuf.slots.add_region(&region, |entry, base, len| {
         ring.set(entry.into(), base, len).map_err(io::Error::from_raw_os_error)
     });
-    told(added.map(|()| 0).map_err(number))
+    added.map_err(number).told()
 }
 
 /// Asks a provider for up to len bytes at offset of it. How many there are, and the lease of them in
@@ -141,12 +141,13 @@ pub unsafe extern "C" fn getbuf_provide(
     let _errno = KeptErrno::new();
     // SAFETY: not null, and the caller's promise.
     let read = unsafe { read_sized(provider, size_of::<getbuf_provider>(), NONE) };
-    told(read.and_then(|provider| {
+    let provided = read.and_then(|provider| {
         let (value, bytes) = getbuf.provide(&provider, offset, len, flags, data)?;
         // SAFETY: not null, and the caller's promise.
         unsafe { *lease = value };
         Ok(bytes)
-    }))
+    });
+    provided.told()
 }
 
 impl getbuf {
@@ -168,10 +169,14 @@ impl getbuf {
         let register = |entry: u16, base, len| {
             ring.set(entry.into(), base, len).map_err(io::Error::from_raw_os_error)
         };
-        let slots = self.slots.values();
-        let provided = slots.fetch_provided(&provider, (offset, len), nowait, data, register);
-        let (id, bytes) = provided.map_err(number)?.unwrap_or_default();
-        Ok((getbuf_lease { id }, bytes as c_int))
+        let provided = self.slots.fetch_provided(&provider, offset, len, nowait, register);
+        Ok(match provided.map_err(number)? {
+            None => (getbuf_lease::default(), 0),
+            Some(lease) => {
+                let bytes = lease.len() as c_int;
+                (self.leases.provided(lease, data), bytes)
+            }
+        })
     }
 
     /// What earlier leases have left in the table makes room.

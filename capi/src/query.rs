@@ -4,11 +4,11 @@
 use std::ffi::{c_int, c_void};
 use std::slice;
 
-use uring_getbuf::slots::Found;
+use uring_getbuf::lease::{Installed, Lease};
 
 use crate::abi::getbuf_lease;
-use crate::errors::{Outcome, missed, number, told};
-use crate::probe::engine_number;
+use crate::errors::{Outcome, Told, number};
+use crate::probe::origin_number;
 use crate::slots::getbuf;
 
 /// # Safety
@@ -17,12 +17,11 @@ use crate::slots::getbuf;
 unsafe fn ask(
     getbuf: *const getbuf,
     lease: getbuf_lease,
-    answer: impl FnOnce(&Found<'_>) -> Outcome<c_int>,
+    answer: impl FnOnce(&Lease<Installed>) -> Outcome<c_int>,
 ) -> c_int {
     // SAFETY: the caller's promise.
     let Some(getbuf) = (unsafe { getbuf.as_ref() }) else { return -libc::EINVAL };
-    let lease = getbuf.slots.values().installed(lease.id).map_err(missed);
-    told(lease.and_then(|lease| answer(&lease)))
+    getbuf.leases.installed(lease).and_then(answer).told()
 }
 
 /// Whether the fetch of a lease is done: 1, or 0 while it runs. A lease whose fetch failed or found
@@ -38,12 +37,12 @@ unsafe fn ask(
 pub unsafe extern "C" fn getbuf_installed(getbuf: *const getbuf, lease: getbuf_lease) -> c_int {
     // SAFETY: the caller's promise.
     let Some(getbuf) = (unsafe { getbuf.as_ref() }) else { return -libc::EINVAL };
-    told(getbuf.slots.values().is_installed(lease.id).map(c_int::from).map_err(missed))
+    getbuf.leases.is_installed(lease).told()
 }
 
 /// How many bytes a lease has: 1 or more, fewer than were asked for at the end of a file.
 ///
-/// Errors as getbuf_installed(), and -EBUSY while its fetch is not done.
+/// Errors are those of getbuf_installed(), and -EBUSY while its fetch is not done.
 ///
 /// # Safety
 ///
@@ -57,7 +56,7 @@ pub unsafe extern "C" fn getbuf_len(getbuf: *const getbuf, lease: getbuf_lease) 
 /// The engine that fetched a lease, GETBUF_ENGINE_*: GETBUF_ENGINE_COPY on every ring where the
 /// source could not lend its memory.
 ///
-/// Errors as getbuf_len().
+/// Errors are those of getbuf_len().
 ///
 /// # Safety
 ///
@@ -65,12 +64,12 @@ pub unsafe extern "C" fn getbuf_len(getbuf: *const getbuf, lease: getbuf_lease) 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getbuf_engine(getbuf: *const getbuf, lease: getbuf_lease) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { ask(getbuf, lease, |lease| Ok(engine_number(lease.engine()) as c_int)) }
+    unsafe { ask(getbuf, lease, |lease| Ok(origin_number(lease.origin()) as c_int)) }
 }
 
 /// How many requests use a lease now.
 ///
-/// Errors as getbuf_len().
+/// Errors are those of getbuf_len().
 ///
 /// # Safety
 ///
@@ -84,7 +83,7 @@ pub unsafe extern "C" fn getbuf_uses(getbuf: *const getbuf, lease: getbuf_lease)
 /// Copies up to len bytes from start of the lease to to, for a look at them. How many bytes that
 /// were, fewer where the lease ends sooner.
 ///
-/// Errors as getbuf_len(), -EINVAL: to is NULL, -ERANGE: len is 0 or start is not in the lease,
+/// Errors are those of getbuf_len(), -EINVAL: to is NULL, -ERANGE: len is 0 or start is not in the lease,
 /// -EOPNOTSUPP: the lease is the kernel's own memory, which takes a request: getbuf_write() them to a
 /// pipe and read that, or fetch them with GETBUF_FILE_COPIED.
 ///
@@ -99,7 +98,7 @@ pub unsafe extern "C" fn getbuf_copy_out(
     to: *mut c_void,
     len: u32,
 ) -> c_int {
-    let copy = |lease: &Found<'_>| {
+    let copy = |lease: &Lease<Installed>| {
         if to.is_null() {
             return Err(libc::EINVAL);
         }

@@ -6,17 +6,19 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use io_uring::squeue::Entry;
 use uring_getbuf::provider::Provider;
 use uring_getbuf::slots::Slots;
 
+use crate::leases::Leases;
 use crate::provide::Foreign;
 use crate::register::RingFd;
 
 /// The slots of one ring. One thread at a time may use it.
 pub struct getbuf {
+    // Leases go before their slots.
+    pub(crate) leases: Leases,
     pub(crate) slots: Slots,
     pub(crate) tag: u8,
     pub(crate) ring: RingFd,
@@ -54,10 +56,8 @@ impl getbuf {
         table: Table,
         device: Option<OwnedFd>,
     ) -> Self {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        // Never 0, so that no lease is 0.
-        slots.values().number(SERIAL.fetch_add(1, Ordering::Relaxed) % ((1 << 24) - 1) + 1);
         Self {
+            leases: Leases::new(slots.capacity()),
             outgoing: Vec::with_capacity(crate::abi::GETBUF_CHAIN_MAX as usize),
             announced: 0,
             slots,

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The SQEs that C hands in.
 
-use std::mem::MaybeUninit;
+use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::slice;
 
 use io_uring::squeue::Entry;
 use static_assertions::{assert_eq_align, assert_eq_size};
+use uring_getbuf::slots::DEFAULT_TAG;
 
-use crate::abi::io_uring_sqe;
-use crate::errors::Outcome;
+use crate::abi::{GETBUF_CHAIN_MAX, io_uring_sqe};
+use crate::errors::{Outcome, Told};
+use crate::slots::getbuf;
 
 assert_eq_size!(Entry, io_uring_sqe, [u64; 8]);
 assert_eq_align!(Entry, io_uring_sqe);
@@ -22,33 +24,25 @@ const USER_DATA: usize = 4;
 /// slots do not have.
 const UNUSED: u64 = 15;
 
-/// The SQE as a request to be filled in; `None`: it is null.
+/// Fills an SQE with the request that `make` makes. If there is none, the SQE is made harmless, and C
+/// is told why.
 ///
 /// # Safety
 ///
-/// `sqe` is null or can be written to.
-#[inline(always)]
-pub(crate) unsafe fn entry<'a>(sqe: *mut io_uring_sqe) -> Option<&'a mut MaybeUninit<Entry>> {
-    // SAFETY: the caller's promise; both are 64 bytes with the same alignment.
-    unsafe { sqe.cast::<MaybeUninit<Entry>>().as_mut() }
-}
-
-/// Makes an SQE harmless that was taken from the queue and could not be used: it is submitted
-/// whatever is in it.
-///
-/// # Safety
-///
-/// `sqe` is null or can be written to.
-#[cold]
-pub(crate) unsafe fn waste(sqe: *mut io_uring_sqe, tag: u8) {
-    if sqe.is_null() {
-        return;
-    }
-    let mut words = [0; 8];
-    words[0] = NOP;
-    words[USER_DATA] = u64::from(tag) << 56 | UNUSED << 52;
-    // SAFETY: the caller's promise; `io_uring_sqe` is 64 bytes of plain data.
-    unsafe { *sqe.cast::<[u64; 8]>() = words };
+/// `getbuf` is null or live, and used by nobody else now; `sqe` is null or can be written to.
+pub(crate) unsafe fn fill(
+    getbuf: *mut getbuf,
+    sqe: *mut io_uring_sqe,
+    make: impl FnOnce(&mut getbuf) -> Outcome<Entry>,
+) -> c_int {
+    // SAFETY: an array of one. The caller's promise.
+    let sqes = unsafe { Sqes::new(&raw const sqe, 1) };
+    // SAFETY: the caller's promise.
+    sqes.told(unsafe { getbuf.as_mut() }, |getbuf| {
+        sqes.check(1)?;
+        sqes.fill([make(getbuf)?]);
+        Ok(())
+    })
 }
 
 /// Whether a completion is that of an SQE that was wasted.
@@ -65,22 +59,7 @@ impl<'a> Sqes<'a> {
     /// # Safety
     ///
     /// `sqes` is null or has `count` elements, each of them null or writable.
-    #[inline(always)]
     pub(crate) unsafe fn new(sqes: *const *mut io_uring_sqe, count: u32) -> Self {
-        if count > crate::abi::GETBUF_CHAIN_MAX {
-            return Self(&[]);
-        }
-        // SAFETY: the caller's promise.
-        unsafe { Self::any(sqes, count) }
-    }
-
-    /// However many there are.
-    ///
-    /// # Safety
-    ///
-    /// As [`new`](Self::new).
-    #[inline(always)]
-    pub(crate) unsafe fn any(sqes: *const *mut io_uring_sqe, count: u32) -> Self {
         if sqes.is_null() {
             return Self(&[]);
         }
@@ -88,46 +67,65 @@ impl<'a> Sqes<'a> {
         Self(unsafe { slice::from_raw_parts(sqes.cast(), count as usize) })
     }
 
-    pub(crate) fn entries(&self) -> &'a [Option<NonNull<Entry>>] {
-        self.0
+    /// Those of one chain; none if they are too many for it.
+    ///
+    /// # Safety
+    ///
+    /// What [`new`](Self::new) asks for.
+    pub(crate) unsafe fn of_chain(sqes: *const *mut io_uring_sqe, count: u32) -> Self {
+        if count > GETBUF_CHAIN_MAX {
+            return Self(&[]);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { Self::new(sqes, count) }
     }
 
-    /// Those behind `count` of them.
-    pub(crate) fn behind(&self, count: usize) -> Self {
-        Self(self.0.get(count..).unwrap_or_default())
+    /// `count` of them from `first` on.
+    pub(crate) fn part(self, first: usize, count: usize) -> Self {
+        Self(&self.0[first..first + count])
     }
 
-    /// That there is one for each of `count` requests.
-    pub(crate) fn check(&self, count: usize) -> Outcome {
-        self.all(count).map(drop)
-    }
-
-    /// All of them, if there is one for each of `count` requests.
-    #[inline]
-    pub(crate) fn all(&self, count: usize) -> Outcome<&'a [NonNull<Entry>]> {
-        // Without a branch for each.
-        let null = self.0.iter().fold(false, |null, sqe| null | sqe.is_none());
-        if self.0.len() != count || null {
+    /// Looks that there is one for each of `count` requests.
+    pub(crate) fn check(self, count: usize) -> Outcome {
+        if self.0.len() != count || self.0.iter().any(Option::is_none) {
             return Err(libc::EINVAL);
         }
-        // SAFETY: none is null, and what is not null is the same in both.
-        Ok(unsafe { slice::from_raw_parts(self.0.as_ptr().cast(), count) })
+        Ok(())
     }
 
     /// Fills them.
-    #[inline]
-    pub(crate) fn fill(&self, entries: &[Entry]) {
+    pub(crate) fn fill(self, entries: impl IntoIterator<Item = Entry>) {
         for (sqe, entry) in self.0.iter().flatten().zip(entries) {
             // SAFETY: `new` was promised that it is writable.
-            unsafe { sqe.write(entry.clone()) };
+            unsafe { sqe.write(entry) };
         }
     }
 
-    /// Makes all of them harmless.
-    pub(crate) fn waste(&self, tag: u8) {
+    /// Makes all of them harmless that were taken from the queue and could not be used: they are
+    /// submitted whatever is in them.
+    pub(crate) fn waste(self, tag: u8) {
+        let mut words = [0; 8];
+        words[0] = NOP;
+        words[USER_DATA] = u64::from(tag) << 56 | UNUSED << 52;
         for sqe in self.0.iter().flatten() {
-            // SAFETY: `new` was promised that it is writable.
-            unsafe { waste(sqe.as_ptr().cast(), tag) };
+            // SAFETY: `new` was promised that it is writable; an SQE is 64 bytes of plain data.
+            unsafe { sqe.cast::<[u64; 8]>().write(words) };
         }
+    }
+
+    /// Does what is to be done with them. If it fails they are made harmless, and C is told why.
+    pub(crate) fn told(
+        self,
+        getbuf: Option<&mut getbuf>,
+        with: impl FnOnce(&mut getbuf) -> Outcome,
+    ) -> c_int {
+        let (tag, done) = match getbuf {
+            None => (DEFAULT_TAG, Err(libc::EINVAL)),
+            Some(getbuf) => (getbuf.tag, with(getbuf)),
+        };
+        if done.is_err() {
+            self.waste(tag);
+        }
+        done.told()
     }
 }

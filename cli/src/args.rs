@@ -128,7 +128,7 @@ pub(crate) struct ProxyArgs {
     /// it prints
     #[arg(value_name = "LISTEN")]
     pub(crate) listen: Address,
-    /// Where to pass connections on to, likewise. It is looked up once
+    /// Where to pass connections on to, as HOST:PORT; an IPv6 address in brackets. It is looked up once
     #[arg(value_name = "UPSTREAM", value_parser = receiver)]
     pub(crate) upstream: Address,
     /// Give up one of the upstream's addresses that is not connected to for this long, and try the

@@ -38,7 +38,7 @@ impl<E: std::error::Error> From<E> for Stop {
 /// What a case comes to. Assertions panic.
 pub type Verdict = Result<(), Stop>;
 
-/// As [`std::mem::forget`]; what a leak checker looks for is where it finds it.
+/// Forgets a value as [`std::mem::forget`] does; a leak checker still finds it.
 pub fn forget<T: 'static>(value: T) {
     static FORGOTTEN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
     let address = Box::into_raw(Box::new(value)).expose_provenance();
@@ -282,7 +282,7 @@ pub fn until_free(ring: &mut Ring, free: usize) -> Vec<Event> {
 ///
 /// # Panics
 ///
-/// As [`until`].
+/// Where [`until`] does.
 pub fn until_issued(ring: &mut Ring, ready: &Attached) {
     ring.poll_writable(ready, 0x155).expect("a poll");
     until(ring, |event| matches!(event, Event::Ready { token: 0x155, .. }));

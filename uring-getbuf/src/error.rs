@@ -156,6 +156,7 @@ impl Errno {
     pub(crate) const OPNOTSUPP: Self = Self(libc::EOPNOTSUPP);
 
     /// The bytes of a completion's result, or its error.
+    #[inline]
     pub(crate) const fn check(result: i32) -> std::result::Result<u32, Self> {
         if result < 0 { Err(Self(-result)) } else { Ok(result as u32) }
     }

@@ -4,36 +4,33 @@
 //! # The layers
 //!
 //! ```text
-//! relay         whole files and streams, many leases in flight
-//! ring          safe driver: owns the io_uring, the slots and the attached files
-//! slots, lease  sans-IO: typestate over slots; hands out requests, is told completions
-//! chain         fetch, consume and release as one
-//! engine        opcode, module, copy: how to fetch and how to release
-//! probe         what can this kernel do?
-//! provider      the program's own memory as a source
-//! opcode        builders of the requests that the io-uring crate does not know
+//! relay     what to move: whole files and streams, many leases in flight
+//! ring      drives: owns the io_uring, the slots and the attached files
+//! slots     the lease machine, sans-IO: hands out requests, is told completions
+//! engine    a room for each way to fill a slot: opcode, module, copy; and memory of providers
+//! probe     what can this kernel do?
+//! request   SQEs, and builders of those that the io-uring crate does not know
 //! ```
 //!
-//! A fetch becomes an SQE in `slots/table.rs` (`fetch_request`), a consumer in `consume.rs`.
+//! `docs/architecture.md` of the project follows a fetch, a write and a release through them.
 
-pub mod chain;
-pub mod consume;
 pub mod engine;
 mod error;
-pub mod lease;
-pub mod opcode;
-mod pool;
+mod kernel;
+mod memory;
 pub mod probe;
 pub mod provider;
 pub mod relay;
+pub mod request;
 pub mod ring;
 pub mod slots;
 
-pub use consume::{STREAM, SendFlags};
-pub use engine::Engine;
+pub use engine::copy::{Pool, Shape};
+pub use engine::{Engine, Origin};
 pub use error::{Errno, Error, ErrorKind, Result};
-pub use pool::{Pool, Shape};
 pub use probe::Support;
 pub use ring::Ring;
+pub use slots::consume::{STREAM, SendFlags};
+pub use slots::{chain, consume, lease};
 /// The binary interface, for who needs it raw.
 pub use uring_getbuf_sys as sys;

@@ -76,18 +76,24 @@
 //! does. [`Ring::write_all`](crate::Ring::write_all), [`send_all`](crate::Ring::send_all) and
 //! [`copy_out`](crate::Ring::copy_out) go on with the next.
 
+use std::cell::Cell;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use uring_getbuf_sys as sys;
 
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::memory::Memory;
 
 /// Most pieces that a lease of a provider's memory has.
 pub const MAX_PIECES: usize = 16;
+
+/// A region can be registered if it is no larger (`io_uring_register(2)`).
+const MAX_REGION: usize = 1 << 30;
+
+type Pieces = [Cell<sys::bio_vec>; MAX_PIECES];
 
 /// A source of leases in user space. See the [module](self).
 ///
@@ -99,12 +105,13 @@ pub trait Provider {
     ///
     /// # Errors
     ///
-    /// Any; the fetch fails with it, and nothing is released. `EAGAIN` where it would have to wait
-    /// and [must not](Wanted::nowait).
+    /// Any; the fetch fails with it. Memory that the answer names all the same is
+    /// [released](Self::release). `EAGAIN` where it would have to wait and
+    /// [must not](Wanted::nowait).
     fn get_buf(&self, wanted: &mut Wanted<'_>) -> Result<usize, Errno>;
 
-    /// Nobody uses the buffer any more. Called once for each answer that named memory. It must not
-    /// panic, as it may be called where a lease is dropped.
+    /// Takes a buffer back that nobody uses any more. It is called once for each answer that named
+    /// memory, and must not panic, as it may be called where a lease is dropped.
     fn release(&self, buffer: Buffer<'_>);
 }
 
@@ -112,6 +119,7 @@ pub trait Provider {
 pub struct Wanted<'a> {
     info: &'a mut sys::iou_get_buf_info,
     desc: &'a mut sys::iou_buf_desc,
+    pieces: &'a Pieces,
     /// Whose memory the pieces are, so that it stays.
     regions: &'a mut [Option<Region>; MAX_PIECES],
 }
@@ -144,7 +152,7 @@ impl Wanted<'_> {
     /// How many more pieces the answer can have.
     #[must_use]
     pub fn room(&self) -> usize {
-        self.desc.max_bvecs.saturating_sub(self.desc.nr_bvecs) as usize
+        MAX_PIECES.saturating_sub(self.desc.nr_bvecs as usize)
     }
 
     /// Adds bytes of a region to the answer.
@@ -157,7 +165,7 @@ impl Wanted<'_> {
             return Err(Errno::INVAL);
         }
         let place = self.desc.nr_bvecs as usize;
-        self.push(region.base().wrapping_add(range.start), range.end - range.start)?;
+        self.push(region.0.at(range.start), range.end - range.start)?;
         self.regions[place] = Some(region.clone());
         Ok(())
     }
@@ -166,13 +174,14 @@ impl Wanted<'_> {
     ///
     /// # Safety
     ///
-    /// These bytes must stay allocated until [`Provider::release`] has been called for this answer,
-    /// which is never if the lease is forgotten, or the ring ends with requests that cannot be
-    /// cancelled.
+    /// Until [`Provider::release`] has been called for this answer, these bytes must stay allocated,
+    /// readable and initialised, nobody may write to them, and no exclusive reference to any of them
+    /// may be used: leases of them are looked at and sent. It is never called if the lease is
+    /// forgotten, or the ring ends with requests that cannot be cancelled.
     ///
     /// # Errors
     ///
-    /// As [`add`](Self::add).
+    /// `EINVAL` if there are no bytes or `base` is null, `ENOBUFS` if there is no room.
     pub unsafe fn add_raw(&mut self, base: *const u8, len: usize) -> Result<(), Errno> {
         if base.is_null() || len == 0 {
             return Err(Errno::INVAL);
@@ -182,27 +191,24 @@ impl Wanted<'_> {
 
     fn push(&mut self, base: *mut u8, len: usize) -> Result<(), Errno> {
         let bv_len = u32::try_from(len).map_err(|_| Errno::INVAL)?;
-        if self.room() == 0 || self.desc.nr_bvecs as usize >= MAX_PIECES {
-            return Err(Errno::NOBUFS);
-        }
-        let piece = sys::bio_vec { bv_page: base.cast(), bv_len, bv_offset: 0 };
-        let place = self.desc.bvec.wrapping_add(self.desc.nr_bvecs as usize);
-        // SAFETY: there is room for one more, in the array of whoever asks.
-        unsafe { place.write(piece) };
+        let place = self.pieces.get(self.desc.nr_bvecs as usize).ok_or(Errno::NOBUFS)?;
+        place.set(sys::bio_vec { bv_page: base.cast(), bv_len, bv_offset: 0 });
         self.desc.nr_bvecs += 1;
         Ok(())
     }
 
-    /// A number of the provider's own, which [`Buffer::key`] gives back. Default 0.
+    /// Attaches a number of the provider's own, which [`Buffer::key`] gives back. Default 0.
     pub fn set_key(&mut self, key: usize) {
         self.desc.priv_ = ptr::without_provenance_mut(key);
     }
 
     /// The question as the header has it, for a provider in C. Its `desc` is the answer.
     ///
-    /// What is written through it must keep the contract of `getbuf_uapi.h`.
+    /// Who writes through it promises what [`add_raw`](Self::add_raw) asks for of all memory that it
+    /// names, and keeps the contract of `getbuf_uapi.h`.
     #[must_use]
     pub fn as_raw(&mut self) -> *mut sys::iou_get_buf_info {
+        self.desc.bvec = bvec(self.pieces);
         self.info.desc = self.desc;
         self.info
     }
@@ -214,10 +220,15 @@ impl fmt::Debug for Wanted<'_> {
     }
 }
 
+/// The array as C has it. Through cells it may be written to by whoever has its address.
+fn bvec(pieces: &Pieces) -> *mut sys::bio_vec {
+    pieces.as_ptr().cast::<sys::bio_vec>().cast_mut()
+}
+
 /// A buffer that comes back: what was answered, piece for piece.
-#[derive(Debug)]
 pub struct Buffer<'a> {
     desc: &'a mut sys::iou_buf_desc,
+    pieces: &'a Pieces,
 }
 
 impl Buffer<'_> {
@@ -229,20 +240,25 @@ impl Buffer<'_> {
 
     /// The pieces: address and length in bytes.
     pub fn pieces(&self) -> impl ExactSizeIterator<Item = (*mut u8, usize)> + '_ {
-        (0..self.desc.nr_bvecs as usize).map(|index| {
-            let piece = self.desc.bvec.wrapping_add(index);
-            // SAFETY: the array has that many.
-            let piece = unsafe { piece.read() };
-            let base = piece.bv_page.cast::<u8>().wrapping_add(piece.bv_offset as usize);
-            (base, piece.bv_len as usize)
-        })
+        self.pieces[..self.desc.nr_bvecs as usize].iter().map(|piece| memory(piece.get()))
     }
 
     /// The answer as the header has it, for a provider in C.
     #[must_use]
     pub fn as_raw(&mut self) -> *mut sys::iou_buf_desc {
+        self.desc.bvec = bvec(self.pieces);
         self.desc
     }
+}
+
+impl fmt::Debug for Buffer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer").field("desc", &self.desc).finish_non_exhaustive()
+    }
+}
+
+fn memory(piece: sys::bio_vec) -> (*mut u8, usize) {
+    (piece.bv_page.cast::<u8>().wrapping_add(piece.bv_offset as usize), piece.bv_len as usize)
 }
 
 /// Memory that leases can be made of without a registration for each: it is registered with a ring
@@ -250,68 +266,52 @@ impl Buffer<'_> {
 ///
 /// It is never seen as a slice, because the kernel may read from it at any time.
 #[derive(Clone, Debug)]
-pub struct Region(Rc<Mapping>);
-
-#[derive(Debug)]
-struct Mapping {
-    base: NonNull<u8>,
-    len: usize,
-    /// It was mapped here.
-    owned: bool,
-}
+pub struct Region(Rc<Memory>);
 
 impl Region {
-    /// New memory, all zeroes.
+    /// Maps new memory, all zeroes.
     ///
     /// # Errors
     ///
     /// [`InvalidInput`](ErrorKind::InvalidInput) for none or more than 1 GiB, which is the most that
     /// can be registered at once; [`MemoryLimit`](ErrorKind::MemoryLimit).
     pub fn new(bytes: usize) -> Result<Self> {
-        if bytes == 0 || bytes > 1 << 30 {
-            let what = format!("a region of {bytes} bytes: it has 1 to {} bytes", 1 << 30);
+        if bytes == 0 || bytes > MAX_REGION {
+            let what = format!("a region of {bytes} bytes: it has 1 to {MAX_REGION} bytes");
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
-        // SAFETY: a new private mapping at an address that the kernel chooses touches nothing that
-        // exists.
-        let base = unsafe {
-            mmap_anonymous(
-                ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
-        };
-        let base = base.map_err(|errno| {
+        let memory = Memory::new(bytes).map_err(|error| {
             let what = format!("mapping a region of {bytes} bytes");
-            Error::io(ErrorKind::MemoryLimit, &errno.into(), what)
+            Error::io(ErrorKind::MemoryLimit, &error, what)
         })?;
-        let base = NonNull::new(base.cast()).expect("mmap does not return null");
-        Ok(Self(Rc::new(Mapping { base, len: bytes, owned: true })))
+        Ok(Self(Rc::new(memory)))
     }
 
-    /// Memory that the program has already.
+    /// Takes memory that the program has already.
     ///
     /// # Safety
     ///
-    /// It must stay allocated until every clone of this is gone, with the rings that it is
-    /// registered with.
+    /// Until every clone of this is gone, with the rings that it is registered with, these bytes must
+    /// stay allocated, readable, writable and initialised, no reference to any of them may be used,
+    /// and no other thread may write to them: safe code [reads](Self::read) and
+    /// [writes](Self::write) them through this, and looks at leases of them.
     #[must_use]
     pub unsafe fn from_raw(base: NonNull<u8>, len: usize) -> Self {
-        Self(Rc::new(Mapping { base, len, owned: false }))
+        // SAFETY: the caller's promise.
+        Self(Rc::new(unsafe { Memory::borrowed(base, len) }))
     }
 
     /// Its size in bytes.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "a region is never empty")]
+    #[expect(clippy::len_without_is_empty, reason = "a region is hardly ever empty")]
     pub fn len(&self) -> usize {
-        self.0.len
+        self.0.len()
     }
 
     /// Where it begins.
     #[must_use]
     pub fn base(&self) -> *mut u8 {
-        self.0.base.as_ptr()
+        self.0.base()
     }
 
     /// Copies bytes into it. What is lent now shows them.
@@ -320,10 +320,7 @@ impl Region {
     ///
     /// If they are not all in the region.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
-        let to = self.at(offset, bytes.len());
-        // SAFETY: so many bytes of the region are there, of which no reference is ever made; and
-        // it belongs to one thread.
-        unsafe { to.copy_from(bytes.as_ptr(), bytes.len()) };
+        self.0.write(offset, bytes);
     }
 
     /// Copies bytes out of it.
@@ -332,38 +329,20 @@ impl Region {
     ///
     /// If they are not all in the region.
     pub fn read(&self, offset: usize, into: &mut [u8]) {
-        let from = self.at(offset, into.len());
-        // SAFETY: as in `write`.
-        unsafe { from.copy_to(into.as_mut_ptr(), into.len()) };
-    }
-
-    fn at(&self, offset: usize, len: usize) -> *mut u8 {
-        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len());
-        assert!(inside, "{len} bytes at {offset} of a region of {} bytes", self.len());
-        self.base().wrapping_add(offset)
+        self.0.read(offset, into);
     }
 
     /// Whether these bytes are its own.
     pub(crate) fn holds(&self, base: *const u8, len: usize) -> bool {
-        let offset = base.addr().wrapping_sub(self.base().addr());
-        offset <= self.len() && len <= self.len() - offset
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        if self.owned {
-            // SAFETY: it was mapped by `new`, and no reference into it was ever made.
-            let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
-        }
+        self.0.holds(base, len)
     }
 }
 
 /// An answer that has been looked at: at least one piece, and no more bytes than they hold.
 pub(crate) struct Answer {
     pub(crate) len: u32,
-    pub(crate) count: usize,
-    pub(crate) pieces: [sys::bio_vec; MAX_PIECES],
+    count: usize,
+    pieces: Pieces,
     desc: sys::iou_buf_desc,
     regions: [Option<Region>; MAX_PIECES],
 }
@@ -379,11 +358,11 @@ impl Answer {
         let mut answer = Self {
             len: 0,
             count: 0,
-            pieces: [sys::bio_vec::default(); MAX_PIECES],
+            pieces: Default::default(),
             desc: sys::iou_buf_desc { max_bvecs: MAX_PIECES as u32, ..Default::default() },
             regions: [const { None }; MAX_PIECES],
         };
-        answer.desc.bvec = answer.pieces.as_mut_ptr();
+        let Self { pieces, desc, regions, .. } = &mut answer;
         let flags = if nowait { sys::IOU_GET_BUF_F_NOWAIT } else { 0 };
         let mut info = sys::iou_get_buf_info {
             off: offset as i64,
@@ -391,57 +370,79 @@ impl Answer {
             flags,
             desc: ptr::null_mut(),
         };
-        let mut wanted =
-            Wanted { info: &mut info, desc: &mut answer.desc, regions: &mut answer.regions };
-        let given = provider.get_buf(&mut wanted);
+        let given = provider.get_buf(&mut Wanted { info: &mut info, desc, pieces, regions });
         let named = answer.desc.nr_bvecs as usize;
         // More than there was room for are not looked at.
         answer.count = named.min(MAX_PIECES);
-        let refuse = |mut answer: Self, error| {
-            answer.release(provider);
-            Err(error)
+        let there: u64 = answer.pieces().map(|(_, len)| len as u64).sum();
+        let lie = match given {
+            Err(_) => None,
+            Ok(_) if named > MAX_PIECES => {
+                Some(format!("{named} pieces, and there was room for {MAX_PIECES}"))
+            }
+            Ok(bytes) if bytes as u64 > u64::from(len) => {
+                Some(format!("{bytes} bytes, and {len} were wanted"))
+            }
+            Ok(bytes) if bytes as u64 > there => {
+                Some(format!("{bytes} bytes in pieces that hold {there}"))
+            }
+            Ok(_) if answer.pieces().any(|(base, len)| base.is_null() || len == 0) => {
+                Some("a piece that is nothing".into())
+            }
+            Ok(_) => None,
         };
-        let bytes = match given {
-            Ok(bytes) => bytes,
-            Err(errno) => {
-                let what = "asking a provider for a buffer";
-                return refuse(answer, Error::os(ErrorKind::Source, errno, what));
+        let refused = match (given, lie) {
+            (Err(errno), _) => {
+                Error::os(ErrorKind::Source, errno, "asking a provider for a buffer")
+            }
+            (_, Some(lie)) => {
+                Error::new(ErrorKind::Provider, format!("the answer of a provider: {lie}"))
+            }
+            (Ok(0), None) => {
+                answer.release(provider);
+                return Ok(None);
+            }
+            (Ok(bytes), None) => {
+                answer.len = bytes as u32;
+                return Ok(Some(answer));
             }
         };
-        let there: u64 = answer.named().map(|piece| u64::from(piece.bv_len)).sum();
-        let lie = if named > MAX_PIECES {
-            Some(format!("{named} pieces, and there was room for {MAX_PIECES}"))
-        } else if bytes as u64 > u64::from(len) {
-            Some(format!("{bytes} bytes, and {len} were wanted"))
-        } else if bytes as u64 > there {
-            Some(format!("{bytes} bytes in pieces that hold {there}"))
-        } else if answer.named().any(|piece| piece.bv_page.is_null() || piece.bv_len == 0) {
-            Some("a piece that is nothing".into())
-        } else {
-            None
-        };
-        if let Some(lie) = lie {
-            let what = format!("the answer of a provider: {lie}");
-            return refuse(answer, Error::new(ErrorKind::Provider, what));
-        }
-        answer.len = bytes as u32;
-        if bytes == 0 {
-            answer.release(provider);
-            return Ok(None);
-        }
-        Ok(Some(answer))
+        answer.release(provider);
+        Err(refused)
     }
 
-    pub(crate) fn named(&self) -> impl Iterator<Item = &sys::bio_vec> {
-        self.pieces[..self.count].iter()
+    /// Address and length of each piece, in bytes.
+    pub(crate) fn pieces(&self) -> impl ExactSizeIterator<Item = (*mut u8, usize)> + '_ {
+        self.pieces[..self.count].iter().map(|piece| memory(piece.get()))
+    }
+
+    /// Address and length of one of them.
+    pub(crate) fn piece(&self, piece: usize) -> (*mut u8, usize) {
+        memory(self.pieces[piece].get())
+    }
+
+    /// Copies bytes of a piece, from `skip` on; how many there were for so much room.
+    pub(crate) fn copy(&self, piece: usize, skip: usize, into: &mut [u8]) -> usize {
+        let (base, there) = self.piece(piece);
+        let len = into.len().min(there - skip);
+        let (at, into) = (base.wrapping_add(skip), &mut into[..len]);
+        match self.regions[piece].as_ref().filter(|region| region.holds(at, len)) {
+            Some(region) => region.read(at.addr() - region.base().addr(), into),
+            // SAFETY: the piece is one that `Wanted::add_raw` was called for, or that was written through
+            // `Wanted::as_raw`. Both have the caller promise that its bytes are readable and initialised
+            // until the provider has them back, which this answer has not given, and that no exclusive
+            // reference to them is used, so `into` is elsewhere.
+            None => unsafe { at.copy_to_nonoverlapping(into.as_mut_ptr(), len) },
+        }
+        len
     }
 
     /// Gives the buffer back, if there is one.
     pub(crate) fn release(&mut self, provider: &dyn Provider) {
         if self.count > 0 {
             self.desc.nr_bvecs = self.count as u32;
-            self.desc.bvec = self.pieces.as_mut_ptr();
-            provider.release(Buffer { desc: &mut self.desc });
+            let Self { desc, pieces, .. } = self;
+            provider.release(Buffer { desc, pieces });
         }
     }
 }

@@ -14,11 +14,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use uring_getbuf::chain::{Chain, ChainOutcome};
 use uring_getbuf::consume::Consumer;
-use uring_getbuf::engine::Source;
 use uring_getbuf::lease::{Fetched, Installed, Lease, NotInstalled, Released};
-use uring_getbuf::opcode::Target;
+use uring_getbuf::request::Target;
 use uring_getbuf::slots::{DEFAULT_TAG, Event, LeaseId, MAX_SLOTS, Outgoing, Slots, UseId};
-use uring_getbuf::{Engine, ErrorKind, Pool, SendFlags, Support};
+use uring_getbuf::{ErrorKind, Origin, Pool, SendFlags, Support};
 
 const SLOTS: u16 = 3;
 const BLOCK: u32 = 4096;
@@ -46,18 +45,15 @@ enum Kind {
     Copy,
     /// Chains end with the release; a source that cannot lend is an error.
     Opcode,
-    /// The same, and the pool steps in.
+    /// Chains end with the release; for a source that cannot lend the pool steps in.
     OpcodeWithPool,
-    /// Slots are replaced rather than emptied.
-    Replace,
     /// The kernel has no request that releases.
     Rfc,
     /// The fetch of a chain hands its buffer to the consumer.
     Linked,
 }
 
-const KINDS: [Kind; 6] =
-    [Kind::Copy, Kind::Opcode, Kind::OpcodeWithPool, Kind::Replace, Kind::Rfc, Kind::Linked];
+const KINDS: [Kind; 5] = [Kind::Copy, Kind::Opcode, Kind::OpcodeWithPool, Kind::Rfc, Kind::Linked];
 
 impl Kind {
     fn lends(self) -> bool {
@@ -191,7 +187,7 @@ impl Model {
         if kind.lends() {
             let put_buf = (kind != Kind::Rfc).then_some(PUT_BUF);
             builder = builder.opcode(GET_BUF, put_buf, FIRST, SLOTS);
-            builder = builder.replace(kind == Kind::Replace).hand_over(kind == Kind::Linked);
+            builder = builder.hand_over(kind == Kind::Linked);
             if kind.has_pool() {
                 builder = builder.pool(pool, POOL_AT);
             }
@@ -249,15 +245,14 @@ impl Model {
 
     fn busy(&self, index: usize) -> bool {
         let slot = &self.table[index];
-        let emptied = slot.buffer && self.kind != Kind::Replace;
-        slot.held || slot.again || emptied || slot.lost > 0 || self.in_flight(index)
+        slot.held || slot.again || slot.buffer || slot.lost > 0 || self.in_flight(index)
     }
 
     /// Whether the slots must have something to send for it.
     fn wants(&self, index: usize) -> bool {
         let slot = &self.table[index];
         let release = slot.buffer && !slot.held && !slot.releasing && !self.chained(index);
-        slot.again || (release && self.kind != Kind::Replace)
+        slot.again || release
     }
 
     /// What must be true at any time.
@@ -314,8 +309,7 @@ impl Model {
         let index = usize::from(id.slot());
         assert!(!self.busy(index), "slot {index} is handed out twice");
         let lent = self.kind.lends();
-        let buffer = self.table[index].buffer;
-        self.table[index] = Slot { id: Some(id), held, lent, buffer, ..Slot::default() };
+        self.table[index] = Slot { id: Some(id), held, lent, ..Slot::default() };
         self.fetches += 1;
     }
 
@@ -325,7 +319,7 @@ impl Model {
         assert_eq!(sqe.len, len);
         if slot.lent {
             assert_eq!((sqe.opcode, sqe.addr, sqe.buf_index), (GET_BUF, 0, FIRST + id.slot()));
-            assert_eq!(sqe.op_flags & 1 == 1, slot.buffer, "replace if there is something");
+            assert_eq!(sqe.op_flags & 1, 0, "nothing is replaced");
         } else {
             assert_eq!((sqe.opcode, sqe.buf_index), (READ_FIXED, POOL_AT));
             assert_eq!(sqe.addr, self.base + u64::from(id.slot()) * u64::from(BLOCK));
@@ -487,9 +481,8 @@ impl Model {
 
     /// The kernel puts a buffer into a slot; also an empty one.
     fn install(&mut self, id: LeaseId) {
-        let replaces = self.kind == Kind::Replace;
         let slot = self.slot(id);
-        assert!(replaces || !slot.buffer, "the slot is taken");
+        assert!(!slot.buffer, "the slot is taken");
         slot.buffer = true;
         self.installs += 1;
     }
@@ -624,8 +617,8 @@ impl Model {
             Ok(lease) => {
                 assert!(!running && lease.len() > 0);
                 let lent = self.slot(id).lent;
-                let engine = if lent { Engine::Opcode } else { Engine::Copy };
-                assert_eq!(lease.engine(), engine);
+                let origin = if lent { Origin::Opcode } else { Origin::Copy };
+                assert_eq!(lease.origin(), origin);
                 self.installed.push(lease);
             }
             Err(NotInstalled::Pending(lease)) => {
@@ -787,9 +780,6 @@ impl Model {
         }
         let lost = self.table.iter().filter(|slot| slot.lost > 0).count();
         assert_eq!(self.slots.free() + lost, SLOTS.into());
-        if self.kind == Kind::Replace {
-            return;
-        }
         assert_eq!(self.installs, self.releases, "one release for each buffer");
         assert!(self.table.iter().all(|slot| !slot.buffer));
     }
@@ -900,9 +890,9 @@ fn copying(slots: u16) -> Slots {
     Slots::builder(&Support::detect()).pool(pool, 0).build().expect("slots")
 }
 
-fn lending(replace: bool) -> Slots {
+fn lending() -> Slots {
     let builder = Slots::builder(&Support::detect()).opcode(GET_BUF, Some(PUT_BUF), 0, 1);
-    builder.replace(replace).build().expect("slots")
+    builder.build().expect("slots")
 }
 
 fn name(slots: &Slots) -> (Lease<Fetched>, u64) {
@@ -995,8 +985,23 @@ fn a_notification_that_nobody_announced_ends_nothing() {
 }
 
 #[test]
+fn a_release_that_was_made_up_empties_no_lease() {
+    let slots = lending();
+    let (lease, user_data) = name(&slots);
+    assert!(slots.complete(user_data, 4096, 0).is_some());
+    let lease = lease.installed().expect("a block");
+    for kind in 0..8 {
+        let forged = user_data & !(15 << 52) | kind << 52;
+        assert_eq!(slots.complete(forged, 0, 0), Some(Event::Stale), "a request of kind {kind}");
+    }
+    assert_eq!((lease.len(), lease.origin(), slots.free()), (4096, Origin::Opcode, 0));
+    let look = lease.copy_out(0, &mut [0; 16]);
+    assert_eq!(look.expect_err("it is the kernel's memory").kind(), ErrorKind::Unavailable);
+}
+
+#[test]
 fn a_release_waits_for_nobody_and_a_slot_for_everybody() {
-    let slots = lending(false);
+    let slots = lending();
     let (lease, user_data) = name(&slots);
     assert!(slots.complete(user_data, 4096, 0).is_some());
     let lease = lease.installed().expect("a block");
@@ -1013,53 +1018,13 @@ fn a_release_waits_for_nobody_and_a_slot_for_everybody() {
 
 #[test]
 fn an_empty_buffer_is_released_too() {
-    let slots = lending(false);
+    let slots = lending();
     let (lease, user_data) = name(&slots);
     assert!(slots.complete(user_data, 0, 0).is_some());
     assert!(matches!(lease.installed(), Err(NotInstalled::EndOfFile)));
     assert_eq!(slots.free(), 0);
     let Some(Outgoing::Request(request)) = slots.next_request() else { panic!("the release") };
     assert!(slots.complete(request.into_entry().get_user_data(), 0, 0).is_some());
-    assert_eq!(slots.free(), 1);
-}
-
-#[test]
-fn what_replaced_slots_hold_can_be_trimmed() {
-    let slots = lending(true);
-    slots.trim();
-    assert_eq!((slots.free(), slots.has_requests()), (1, false), "nothing has been there");
-    let (lease, user_data) = name(&slots);
-    assert!(slots.complete(user_data, 4096, 0).is_some());
-    drop(lease);
-    assert_eq!((slots.free(), slots.has_requests()), (1, false));
-    slots.trim();
-    assert_eq!(slots.free(), 0);
-    let Some(Outgoing::Request(request)) = slots.next_request() else { panic!("the release") };
-    assert!(slots.complete(request.into_entry().get_user_data(), 0, 0).is_some());
-    assert_eq!(slots.free(), 1);
-    slots.trim();
-    assert_eq!((slots.free(), slots.has_requests()), (1, false), "there is nothing left");
-}
-
-#[test]
-fn what_a_slot_holds_is_trimmed_also_after_a_lease_of_the_pool() {
-    let builder = Slots::builder(&Support::detect()).opcode(GET_BUF, Some(PUT_BUF), FIRST, 1);
-    let pool = Pool::new(1, BLOCK).expect("a pool");
-    let slots = builder.pool(pool, POOL_AT).replace(true).build().expect("slots");
-    let (lease, user_data) = name(&slots);
-    assert!(slots.complete(user_data, 4096, 0).is_some());
-    drop(lease);
-    let (lease, request) =
-        slots.fetch(Source::copied(Target::Fd(0)), 0, BLOCK).expect("the same slot");
-    let sqe = read(request.into_entry());
-    assert_eq!((sqe.opcode, sqe.buf_index), (READ_FIXED, POOL_AT));
-    assert!(slots.complete(sqe.user_data, 4096, 0).is_some());
-    drop(lease);
-    slots.trim();
-    let Some(Outgoing::Request(request)) = slots.next_request() else { panic!("the release") };
-    let sqe = read(request.into_entry());
-    assert_eq!((sqe.opcode, sqe.buf_index), (PUT_BUF, FIRST), "not the pool's");
-    assert!(slots.complete(sqe.user_data, 0, 0).is_some());
     assert_eq!(slots.free(), 1);
 }
 

@@ -48,13 +48,7 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    pub(super) fn new(
-        ground: Arc<Ground>,
-        engine: Engine,
-        form: Form,
-        replace: bool,
-        by: Use,
-    ) -> Result<Self> {
+    pub(super) fn new(ground: Arc<Ground>, engine: Engine, form: Form, by: Use) -> Result<Self> {
         let lanes = ground.lanes();
         let slots = match (form, by) {
             (Form::Chain, _) => 1,
@@ -63,7 +57,7 @@ impl Leases {
             // And its bytes are on the network.
             (Form::Steps, Use::SendZc) => 4,
         } * lanes.len() as u16;
-        let mut ring = ring(engine, slots, ground.point.block, ground.sinks.len() + 1, replace)?;
+        let mut ring = ring(engine, slots, ground.point.block, ground.sinks.len() + 1)?;
         let source = ring.attach(&ground.source)?;
         let sinks = ground.sinks.iter().map(|sink| ring.attach(sink));
         let sinks = sinks.collect::<Result<Vec<_>, _>>()?;
@@ -87,7 +81,7 @@ impl Leases {
 
     /// Sends what is queued, and waits for half of it, if there is anything to wait for.
     fn send(&mut self, count: usize) -> Result<()> {
-        Ok(if self.at_once { self.ring.submit_or_wait() } else { self.ring.wait(half(count)) }?)
+        Ok(self.ring.wait(if self.at_once { 1 } else { half(count) })?)
     }
 
     fn sink_offset(&self, offset: u64) -> u64 {

@@ -10,7 +10,7 @@ use io_uring::opcode::WriteFixed;
 use io_uring::squeue::Flags;
 use io_uring::types::Fixed;
 use uring_getbuf::Support;
-use uring_getbuf::opcode::{GetBuf, PutBuf};
+use uring_getbuf::request::{GetBuf, PutBuf};
 
 use super::hand::{self, Hand};
 use super::{End, Way, half};

@@ -23,11 +23,11 @@ impl Looks {
         let block = ground.point.block;
         // A block of whole pages, whatever is looked at of it.
         let size = block.next_multiple_of(4096);
-        let mut ring = ring(engine, 1, size, 2, false)?;
+        let mut ring = ring(engine, 1, size, 2)?;
         let source = ring.attach(&ground.source)?;
         let fetched = ring.fetch(&source, 0, size)?;
         let lease = ring.wait_installed(fetched)?.context("the source is empty")?;
-        ensure!(lease.engine() == engine, "the source was not lent");
+        ensure!(lease.origin() == engine, "the source was not lent");
         Ok(Self { lease, ring, into: vec![0; block as usize], ground })
     }
 }

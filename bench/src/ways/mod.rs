@@ -69,7 +69,6 @@ pub(crate) enum Kind {
     Lease {
         engine: Engine,
         form: Form,
-        replace: bool,
         by: Use,
     },
     Relay(Engine),
@@ -93,11 +92,10 @@ pub(crate) enum Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Lease { engine, form, replace, by } => {
-                f.write_str(match (form, replace) {
-                    (Form::Steps, false) => "steps",
-                    (Form::Chain, false) => "chain",
-                    (_, true) => "replace",
+            Self::Lease { engine, form, by } => {
+                f.write_str(match form {
+                    Form::Steps => "steps",
+                    Form::Chain => "chain",
                 })?;
                 f.write_str(if by == Use::SendZc { " ZC, " } else { ", " })?;
                 f.write_str(engine.name())
@@ -138,17 +136,14 @@ impl Kind {
         let by = if case.sink.is_socket() { Use::Send } else { Use::Write };
         let mut kinds = Vec::new();
         for engine in Engine::ALL {
-            let lease = |form, replace, by| Self::Lease { engine, form, replace, by };
-            kinds.push(lease(Form::Steps, false, by));
+            let lease = |form, by| Self::Lease { engine, form, by };
+            kinds.push(lease(Form::Steps, by));
             if chains {
-                kinds.push(lease(Form::Chain, false, by));
-            }
-            if engine != Engine::Copy {
-                kinds.push(lease(if chains { Form::Chain } else { Form::Steps }, true, by));
+                kinds.push(lease(Form::Chain, by));
             }
             if case.sink == Sink::Tcp {
                 let form = if chains { Form::Chain } else { Form::Steps };
-                kinds.push(lease(form, false, Use::SendZc));
+                kinds.push(lease(form, Use::SendZc));
             }
             if relay {
                 kinds.push(Self::Relay(engine));
@@ -192,8 +187,8 @@ impl Kind {
     pub(crate) fn build(self, ground: &Arc<Ground>, support: &Support) -> Result<Box<dyn Way>> {
         let ground = Arc::clone(ground);
         Ok(match self {
-            Self::Lease { engine, form, replace, by } => {
-                Box::new(leases::Leases::new(ground, engine, form, replace, by)?)
+            Self::Lease { engine, form, by } => {
+                Box::new(leases::Leases::new(ground, engine, form, by)?)
             }
             Self::Relay(engine) => Box::new(relayed::Relayed::new(ground, engine, false)?),
             Self::RelayHere => Box::new(relayed::Relayed::new(ground, Engine::Copy, true)?),
@@ -213,8 +208,8 @@ const fn half(running: usize) -> usize {
 }
 
 /// The library's ring with the setup that costs least: `DEFER_TASKRUN`, since Linux 6.1.
-fn ring(engine: Engine, slots: u16, block: u32, files: usize, replace: bool) -> Result<Ring> {
-    let builder = Ring::builder().engine(engine).slots(slots).block_size(block).replace(replace);
+fn ring(engine: Engine, slots: u16, block: u32, files: usize) -> Result<Ring> {
+    let builder = Ring::builder().engine(engine).slots(slots).block_size(block);
     let builder = builder.files(u16::try_from(files)?);
     Ok(match builder.clone().setup(Setup::DeferTaskrun).build() {
         Ok(ring) => ring,

@@ -24,7 +24,7 @@ impl Relayed {
     pub(super) fn new(ground: Arc<Ground>, engine: Engine, on_this_thread: bool) -> Result<Self> {
         let depth = ground.point.depth.max(DEPTH);
         Ok(Self {
-            ring: ring(engine, depth, ground.point.block, ground.sinks.len() + 1, false)?,
+            ring: ring(engine, depth, ground.point.block, ground.sinks.len() + 1)?,
             ground,
             on_this_thread,
         })

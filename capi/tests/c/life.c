@@ -455,10 +455,6 @@ int main(int argc, char **argv)
 	if (!strcmp(mode, "write") || !strcmp(mode, "writev")) {
 		create(0, 0);
 		by_lease(!strcmp(mode, "writev"));
-	} else if (!strcmp(mode, "replace")) {
-		create(GETBUF_PARAM_REPLACE, 0);
-		by_lease(0);
-		CHECK_IS(getbuf_trim(slots), 0);
 	} else if (!strcmp(mode, "chain")) {
 		create(0, 0);
 		by_chain();

@@ -107,8 +107,7 @@ fn main() -> ExitCode {
                 format!("random::{engine}::{run}"),
                 Box::new(move |here| random(here, kind, engine)),
             );
-            for mode in ["write", "writev", "replace", "chain", "batch", "table", "early", "stream"]
-            {
+            for mode in ["write", "writev", "chain", "batch", "table", "early", "stream"] {
                 add(
                     format!("life::{engine}::{mode}::{run}"),
                     Box::new(move |here| life(here, kind, engine, mode)),

@@ -30,7 +30,7 @@ static struct getbuf_file file, bad_fd, bad_flags, bad_reserved, bad_bound;
 static struct getbuf_range range, beyond, wrapping, empty;
 static struct getbuf_chain chain, small_chain, large_chain, bad_consumer, write_flags, no_source,
 	no_sink, no_len, bad_reserved_chain;
-static struct getbuf_params params, small, large, bad_engine, bad_param, bad_reserved_params,
+static struct getbuf_params params, small, large, bad_engine, bad_param, once_replace, bad_reserved_params,
 	table_alone, many, bad_table;
 static struct getbuf_stats stats, small_stats;
 static struct getbuf_event event, small_event;
@@ -63,6 +63,7 @@ static char byte;
 	X(getbuf_create(ring.ring_fd, &large, &out), -E2BIG)                        \
 	X(getbuf_create(ring.ring_fd, &bad_engine, &out), -EINVAL)                  \
 	X(getbuf_create(ring.ring_fd, &bad_param, &out), -EINVAL)                   \
+	X(getbuf_create(ring.ring_fd, &once_replace, &out), -EINVAL)                \
 	X(getbuf_create(ring.ring_fd, &bad_reserved_params, &out), -EINVAL)         \
 	X(getbuf_create(ring.ring_fd, &table_alone, &out), -EINVAL)                 \
 	X(getbuf_create(ring.ring_fd, &many, &out), -EINVAL)                        \
@@ -275,8 +276,7 @@ static char byte;
 	X(getbuf_pending(NULL), -EINVAL)                                            \
 	X(getbuf_next(NULL, sqes, 1), -EINVAL)                                      \
 	X(getbuf_next(g, NULL, 1), -ENOENT)                                         \
-	X(getbuf_next(g, sqes, 1), -ENOENT)                                         \
-	X(getbuf_trim(NULL), -EINVAL)
+	X(getbuf_next(g, sqes, 1), -ENOENT)
 
 struct misuse {
 	const char *what;
@@ -344,12 +344,13 @@ static void fill_in(uint32_t engine)
 	params.slots = SLOTS;
 	params.block_size = BLOCK;
 	params.probe = probe;
-	small = large = bad_engine = bad_param = bad_reserved_params = table_alone = many =
+	small = large = bad_engine = bad_param = once_replace = bad_reserved_params = table_alone = many =
 		bad_table = params;
 	small.size = 0;
 	large.size = 1U << 20;
 	bad_engine.engine = 4;
 	bad_param.flags = 1U << 31;
+	once_replace.flags = 2;
 	bad_reserved_params.reserved2[0] = 1;
 	table_alone.table_count = 9;
 	many.slots = UINT16_MAX;

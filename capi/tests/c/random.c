@@ -975,12 +975,6 @@ static void wrong(void)
 	tally.operations++;
 }
 
-static void trim(void)
-{
-	CHECK_IS(getbuf_trim(slots), 0);
-	tally.operations++;
-}
-
 /* Everything in flight comes to its end, and every slot is accounted for. */
 static void drain(void)
 {
@@ -1027,7 +1021,7 @@ static void step(void)
 	else if (what < 86)
 		wrong();
 	else if (what < 87)
-		one_in(8) ? add_region() : trim();
+		add_region();
 	else if (what < 88)
 		drain();
 	else if (what < 90)
@@ -1082,8 +1076,6 @@ static void begin(void)
 	params.regions = REGIONS;
 	params.probe = probe;
 	params.tag = tag = (uint8_t)(0x20 + below(0xd0));
-	if (one_in(2))
-		params.flags |= GETBUF_PARAM_REPLACE;
 	if (first) {
 		/* The ring has a table, with something of the program's at both ends. */
 		static char mine_[4096];

@@ -17,7 +17,6 @@
 
 #![forbid(unsafe_code)]
 
-mod holes;
 mod moves;
 mod program;
 mod provider;

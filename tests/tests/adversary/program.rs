@@ -13,7 +13,6 @@ use uring_getbuf::ring::{Attached, MAX_TOKEN, Ring, Setup};
 use uring_getbuf::slots::{Event, LeaseId, UseId};
 use uring_getbuf::{Engine, Errno, STREAM, SendFlags, Support};
 
-use crate::holes;
 use crate::provider::{COUNT, Fragile, Memory, wanted};
 use crate::sans_io::{Sans, range};
 use crate::world::{
@@ -41,9 +40,6 @@ pub(crate) struct Party {
 
 /// Which ring: the party, and which of its lives.
 type Owner = (usize, u32);
-
-/// Of a proxy that was used with a ring that is not its own: it need not make sense any more.
-const NOBODY: Owner = (usize::MAX, 0);
 
 struct Held {
     lease: Lease<Installed>,
@@ -74,7 +70,7 @@ pub(crate) struct Program<'w> {
     chains: Vec<InFlight<LeaseId>>,
     memory: Rc<Memory>,
     fragile: Fragile,
-    proxy: Option<(Proxy, Vec<Stream>, Owner)>,
+    proxy: Option<(Proxy, Vec<Stream>)>,
     sans: Option<Sans>,
     canaries: Canaries,
     /// Some requests count as sent and never are. They keep their slots, and a ring that is dropped
@@ -134,7 +130,6 @@ impl<'w> Program<'w> {
             if surviving(|| program.step()).is_none() {
                 // An event may have gone with the panic.
                 program.parties.iter_mut().for_each(|party| party.shaken = true);
-                program.proxy.iter_mut().for_each(|(.., own)| *own = NOBODY);
             }
         }
         program.end();
@@ -148,7 +143,7 @@ impl<'w> Program<'w> {
         builder = builder.engine(if number == 0 { self.engine } else { Engine::Copy });
         let block = if rng.bool() { BLOCK } else { rng.u32(1..=BLOCK) };
         builder = builder.slots(rng.u16(1..12)).block_size(block).files(rng.u16(2..16));
-        builder = builder.replace(rng.bool()).regions(rng.u16(0..5));
+        builder = builder.regions(rng.u16(0..5));
         if rng.bool() {
             builder = builder.entries(rng.u32(1..40));
         }
@@ -188,9 +183,6 @@ impl<'w> Program<'w> {
             92..94 => self.wait(),
             94..97 => self.streams(),
             97..98 => self.replace_ring(),
-            98 if holes::is_open("submitter") => {
-                holes::use_the_submitter(&mut self.rng, self.world, &mut self.parties);
-            }
             _ => self.small_things(),
         }
     }
@@ -520,18 +512,14 @@ impl<'w> Program<'w> {
                 let _ = format!("{event:?}");
             }
         }
-        if let Some((proxy, _, own)) = &mut self.proxy {
+        if let Some((proxy, _)) = &mut self.proxy {
             // Now and then it is told another ring's events.
             let number = if self.rng.u32(0..30) == 0 { 1 } else { number };
             let party = &mut self.parties[number];
-            let is_own = *own == (number, party.life);
             if let Some(ring) = &mut party.ring {
-                let mut take = || proxy.take(ring, event);
-                if is_own {
-                    let _ = take();
-                } else {
-                    let _ = refusing(take);
-                    *own = NOBODY;
+                let taken = proxy.take(ring, event);
+                if number == 1 && taken.is_ok() {
+                    violated("a proxy has taken the event of another ring");
                 }
             }
         }
@@ -730,19 +718,11 @@ impl<'w> Program<'w> {
     fn proxy(&mut self) {
         let party = &mut self.parties[0];
         let Some(ring) = &mut party.ring else { return };
-        let this = (0, party.life);
         match &mut self.proxy {
-            None => self.proxy = Some((Proxy::new(ring), Vec::new(), this)),
-            Some((proxy, peers, own)) => {
+            None => self.proxy = Some((Proxy::new(ring), Vec::new())),
+            Some((proxy, peers)) => {
                 let rng = &mut self.rng;
-                let mut call = || crate::moves::proxy(rng, ring, proxy, peers);
-                if *own == this {
-                    call();
-                } else {
-                    // The one of a ring that is gone need not make sense of another.
-                    let _ = refusing(call);
-                    *own = NOBODY;
-                }
+                crate::moves::proxy(rng, ring, proxy, peers);
                 if self.rng.u32(0..8) == 0 {
                     self.proxy = None;
                 }
@@ -783,7 +763,7 @@ impl<'w> Program<'w> {
         let how = self.rng.u32(0..6);
         let ring = self.parties[number].ring.as_mut().expect("it was picked");
         match how {
-            0 => ring.trim(),
+            0 => drop(ring.submit()),
             1 => {
                 let _ = (ring.support(), ring.engine(), ring.stats(), ring.block_size());
                 if ring.free() > ring.capacity() {
@@ -793,7 +773,7 @@ impl<'w> Program<'w> {
             2 => self.released.retain(|lease| !lease.is_over()),
             3 => {
                 for Held { lease, .. } in &self.held {
-                    let _ = (lease.id(), lease.uses(), lease.engine(), format!("{lease:?}"));
+                    let _ = (lease.id(), lease.uses(), lease.origin(), format!("{lease:?}"));
                 }
             }
             4 if self.parties[1].ring.is_none() => self.build(1),

@@ -12,12 +12,11 @@ use uring_getbuf::chain::Chain;
 use uring_getbuf::consume::Consumer;
 use uring_getbuf::engine::Source;
 use uring_getbuf::lease::{Fetched, Installed, Lease, NotInstalled};
-use uring_getbuf::opcode::Target;
 use uring_getbuf::provider::Provider;
+use uring_getbuf::request::Target;
 use uring_getbuf::slots::{Clear, Outgoing, Prepared, PreparedChain, Slots};
 use uring_getbuf::{Errno, Pool, STREAM, SendFlags, Support};
 
-use crate::holes;
 use crate::provider::{COUNT, Fragile, Memory, wanted};
 use crate::world::{BLOCK, Known, guarded, on_purpose, surviving, violated};
 
@@ -41,7 +40,7 @@ pub(crate) struct Sans {
 /// Slots that make sense, and slots that hardly do.
 fn build(rng: &mut Rng, support: &Support) -> Option<Slots> {
     let count = rng.u16(1..6);
-    let mut builder = Slots::builder(support).replace(rng.bool());
+    let mut builder = Slots::builder(support);
     // The end of the table, and what is behind it.
     let index = |rng: &mut Rng| if rng.u32(0..6) == 0 { rng.u16(..) } else { rng.u16(0..8) };
     if rng.u32(0..4) != 0 {
@@ -174,9 +173,9 @@ impl Sans {
             }
             13..15 => self.provide(rng, slots),
             15 => {
-                slots.trim();
                 let _ = slots.claims(rng.u64(..));
-                let _ = slots.chain_len(source(rng));
+                let chain = Chain::new(source(rng), rng.u64(..), rng.u32(..), consumer(rng));
+                let _ = slots.chain_len(&chain);
                 let _ = (slots.has_requests(), slots.engine(), slots.max_fetch(), slots.stats());
                 let _ = slots.in_flight();
             }
@@ -186,7 +185,6 @@ impl Sans {
                     self.settle(rng, one);
                 }
             }
-            18 if holes::is_open("values") => holes::use_values(rng, slots, &self.names),
             _ => self.leases(rng),
         }
     }
@@ -258,12 +256,13 @@ impl Sans {
                 chain.into_entries().take(some).for_each(|entry| self.sent(&entry));
             }
             3 => chain.into_entries().for_each(|entry| self.sent(&entry)),
-            _ => chain.with_entries(|entries| {
+            _ => {
+                let entries: Vec<_> = chain.into_entries().collect();
                 if entries.len() != len {
                     violated(format_args!("a chain of {len} requests has {}", entries.len()));
                 }
                 entries.iter().for_each(|entry| self.sent(entry));
-            }),
+            }
         }
     }
 
@@ -318,7 +317,7 @@ impl Sans {
                 return;
             }
             9 => {
-                let _ = (lease.id(), lease.uses(), lease.engine(), format!("{lease:?}"));
+                let _ = (lease.id(), lease.uses(), lease.origin(), format!("{lease:?}"));
                 return;
             }
             _ => {
@@ -398,7 +397,7 @@ fn nested(slots: Weak<Slots>, memory: Weak<Memory>, rng: Rng) -> Box<dyn Fn()> {
             }
             1 => drop(slots.next_request()),
             2 => drop(slots.next_vacated().map(Clear::done)),
-            3 => slots.trim(),
+            3 => drop(slots.has_requests()),
             4 => {
                 if let Some(memory) = memory.upgrade() {
                     let provider: Rc<dyn Provider> = memory;

@@ -314,10 +314,10 @@ fn without_descriptors(engine: Engine) -> Verdict {
         // It takes a pipe.
         Err(error) => {
             no_descriptor(&error);
-            assert_eq!(lease.engine(), Engine::Opcode, "{error}");
+            assert_eq!(lease.origin(), Engine::Opcode, "{error}");
         }
     }
-    let lent = lease.engine();
+    let lent = lease.origin();
     drop((lease, source, sink));
     ring.submit()?;
     let report = Relay::new(&file, &out).run(&mut ring)?;
@@ -328,7 +328,7 @@ fn without_descriptors(engine: Engine) -> Verdict {
     let source = ring.attach(&file)?;
     let fetched = ring.fetch(&source, 4096, 4096)?;
     let lease = ring.wait_installed(fetched)?.expect("a block");
-    assert!(lent == lease.engine() || engine == Engine::Module, "{lent}");
+    assert!(lent == lease.origin() || engine == Engine::Module, "{lent}");
     ring.copy_out(&lease, 0, &mut bytes)?;
     assert_eq!(bytes[..], content[4096..4096 + 64]);
     drop((lease, source));

@@ -61,7 +61,7 @@ pub(crate) fn consume_by_four(rig: &Rig, mark: impl Fn()) -> Verdict {
     mark();
     let fetched = ring.fetch(&source, 0, 4096)?;
     let lease = ring.wait_installed(fetched)?.expect("a block");
-    let engine = lease.engine();
+    let engine = lease.origin();
     let uses = [
         ring.write(&lease, .., &file, 0)?,
         ring.send(&lease, .., &socket, SendFlags::WAIT_ALL)?,

@@ -34,7 +34,6 @@ pub(crate) const CENTRAL: &[Case] = &[
     ("drop_while_used", drop_while_used),
     ("cancel", cancel),
     ("wait_timeout", wait_timeout),
-    ("submit_or_wait", submit_or_wait),
     ("what_was_taken_does_not_count", what_was_taken_does_not_count),
     ("epoll", from_epoll),
     ("foreign_requests", foreign_requests),
@@ -72,7 +71,7 @@ fn fetch_and_write(rig: &Rig) -> Verdict {
         let fetched = ring.fetch(&source, offset, 4096)?;
         let Some(lease) = ring.wait_installed(fetched)? else { break };
         if rig.engine == Engine::Copy {
-            assert_eq!(lease.engine(), Engine::Copy);
+            assert_eq!(lease.origin(), Engine::Copy);
         }
         // In two pieces that are in flight together, the second one first.
         let half = lease.len() / 2;
@@ -481,7 +480,8 @@ fn detach_in_flight(rig: &Rig) -> Verdict {
     Ok(())
 }
 
-/// The same of uses that wait: of the only one of a lease, and of two.
+/// A place is not given to another file while a use that waits names it: the only one of a lease, or
+/// one of two.
 fn detach_in_use(rig: &Rig) -> Verdict {
     let (folder, content) = (Folder::new()?, pattern(14, 4096));
     for uses in [1, 2] {
@@ -599,54 +599,6 @@ fn wait_timeout(rig: &Rig) -> Verdict {
     Ok(())
 }
 
-/// It waits only for what is not there when all is sent.
-fn submit_or_wait(rig: &Rig) -> Verdict {
-    let folder = Folder::new()?;
-    let mut ring = rig.ring();
-    let file = ring.attach(&folder.source(&pattern(3, 100))?)?;
-    let null = ring.attach(&File::create("/dev/null")?)?;
-    let (from, mut to) = pipe()?;
-    let slow = ring.attach(&from)?;
-    for round in 0..50 {
-        let fetched = ring.fetch(&file, 0, 100)?;
-        ring.submit_or_wait()?;
-        assert!(matches!(ring.next_event(), Some(Event::Fetched { result: Ok(100), .. })));
-        let lease = fetched.installed().expect("the event said so");
-        let id = ring.write(&lease, .., &null, STREAM)?;
-        // One of its own, which is not told; and one that waits for the other end.
-        let waiting = ring.fetch(&slow, STREAM, 16)?;
-        ring.wait_used(id)?;
-        drop(lease);
-        let begin = Instant::now();
-        let writer = (round == 0).then(|| {
-            let mut to = to.try_clone().expect("a descriptor");
-            thread::spawn(move || {
-                thread::sleep(Duration::from_millis(50));
-                to.write_all(b"ab").expect("room");
-            })
-        });
-        if round > 0 {
-            to.write_all(b"ab")?;
-        }
-        // With nothing new to send.
-        ring.submit_or_wait()?;
-        let mut event = ring.next_event();
-        // A ring with the module or with fallbacks may have had something else to tell, or nothing.
-        while !matches!(event, Some(Event::Fetched { result: Ok(2), .. })) {
-            assert!(begin.elapsed() < Duration::from_secs(10), "{event:?}");
-            ring.submit_or_wait()?;
-            event = ring.next_event();
-        }
-        if let Some(writer) = writer {
-            writer.join().expect("the writer");
-        }
-        drop(waiting);
-        until_free(&mut ring, 4);
-        while ring.next_event().is_some() {}
-    }
-    Ok(())
-}
-
 /// A wait that finds the queue of completions empty, whose last one was taken a moment ago, waits.
 fn what_was_taken_does_not_count(rig: &Rig) -> Verdict {
     let mut ring = rig.ring();
@@ -684,7 +636,7 @@ fn from_epoll(rig: &Rig) -> Verdict {
     let told = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     let deferred = rig.setup == Setup::DeferTaskrun;
     if deferred {
-        ring.submitter().register_eventfd(told.as_raw_fd())?;
+        ring.register_eventfd(&told)?;
         epoll::add(&loop_fd, &told, data, events_of_ring)?;
     } else {
         epoll::add(&loop_fd, &ring, data, events_of_ring)?;
@@ -824,7 +776,7 @@ fn sink_that_fails(rig: &Rig) -> Verdict {
     let error = ring.write_all(&lease, &full, STREAM).expect_err("no space");
     // The device has no `->write_iter`: a request on kernel memory cannot use it (EFAULT).
     let errno = error.raw_os_error();
-    let lent = lease.engine() != Engine::Copy;
+    let lent = lease.origin() != Engine::Copy;
     assert!(errno == Some(libc::ENOSPC) || lent && errno == Some(libc::EFAULT), "{error}");
     let (from, to) = pipe()?;
     drop(from);
@@ -882,7 +834,8 @@ fn pipe_falls_back(rig: &Rig) -> Verdict {
     let source = ring.attach(&near.as_fd())?;
     let fetched = ring.fetch(&source, STREAM, 4096)?;
     let lease = ring.wait_installed(fetched)?.expect("16 bytes");
-    assert_eq!((lease.len(), lease.engine()), (16, Engine::Copy));
+    assert_eq!(lease.len(), 16);
+    assert_eq!(lease.origin(), Engine::Copy);
     let sink = ring.attach(&near)?;
     ring.send_all(&lease, &sink)?;
     let mut got = [0; 16];

@@ -436,7 +436,7 @@ fn a_lease_keeps_memory_from_being_sealed(rig: &Rig) -> Verdict {
     let fetched = ring.fetch(&source, 0, 4096)?;
     let lease = ring.wait_installed(fetched)?.expect("a page");
     let seal = || rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE);
-    if lease.engine() == Engine::Copy {
+    if lease.origin() == Engine::Copy {
         assert_eq!(seal(), Ok(()));
         return Ok(());
     }
@@ -448,7 +448,7 @@ fn a_lease_keeps_memory_from_being_sealed(rig: &Rig) -> Verdict {
     assert_eq!(seal(), Ok(()));
     // What is sealed is lent as ever.
     let fetched = ring.fetch(&source, 0, 4096)?;
-    assert_eq!(ring.wait_installed(fetched)?.expect("a page").engine(), rig.engine);
+    assert_eq!(ring.wait_installed(fetched)?.expect("a page").origin(), rig.engine);
     Ok(())
 }
 
@@ -467,7 +467,7 @@ fn unbuffered_files_of_tmpfs(rig: &Rig) -> Verdict {
     let lease = ring.wait_installed(fetched)?.expect("a page");
     // The patches lend it, and the module refuses what was opened so.
     let lender = if rig.engine == Engine::Opcode { Engine::Opcode } else { Engine::Copy };
-    assert_eq!(lease.engine(), lender);
+    assert_eq!(lease.origin(), lender);
     let mut got = vec![0; 4096];
     ring.copy_out(&lease, 0, &mut got)?;
     assert!(got == content[4096..]);

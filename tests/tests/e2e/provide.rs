@@ -12,7 +12,7 @@ use uring_getbuf::lease::{Installed, Lease};
 use uring_getbuf::provider::{Buffer, MAX_PIECES, Provider, Region, Wanted};
 use uring_getbuf::ring::Attached;
 use uring_getbuf::slots::Event;
-use uring_getbuf::{Engine, Errno, ErrorKind, Ring, STREAM, SendFlags};
+use uring_getbuf::{Errno, ErrorKind, Origin, Ring, STREAM, SendFlags};
 
 use crate::Case;
 
@@ -106,7 +106,7 @@ fn write_and_send(rig: &Rig) -> Verdict {
     let got = reader(far);
     let mut offset = 0;
     while let Some(lease) = ring.fetch_provided(&provider, offset, PAGE as u32)? {
-        assert_eq!((lease.engine(), bytes.lent.get()), (Engine::Provider, 1));
+        assert_eq!((lease.origin(), bytes.lent.get()), (Origin::Provided, 1));
         ring.write_all(&lease, &sink, offset)?;
         ring.send_all(&lease, &socket)?;
         let mut head = [0; 9];

@@ -107,7 +107,7 @@ fn file_to_file(rig: &Rig) -> Verdict {
     Ok(())
 }
 
-/// The same bytes, whoever copies them; errors and a cancellation as well. With engines that lend it
+/// Whoever copies, bytes, errors and a cancellation are alike. With engines that lend it
 /// changes nothing.
 fn on_this_thread(rig: &Rig) -> Verdict {
     let mut ring = rig.ring();

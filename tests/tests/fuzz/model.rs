@@ -122,9 +122,9 @@ fn wrong(error: impl fmt::Display) -> String {
 
 impl Program {
     pub(crate) fn run(rig: Rig, seed: u64, operations: u64) -> Check<Tally> {
-        let mut rng = Rng::with_seed(seed);
+        let rng = Rng::with_seed(seed);
         let mut builder = Ring::builder().engine(rig.engine).setup(rig.setup);
-        builder = builder.slots(SLOTS as u16).block_size(BLOCK).files(16).replace(rng.bool());
+        builder = builder.slots(SLOTS as u16).block_size(BLOCK).files(16);
         let ring = builder.build().map_err(wrong)?;
         let mut program = Self {
             rig,
@@ -174,11 +174,7 @@ impl Program {
             88..93 => self.wait(),
             93..95 => self.nop(),
             95..96 => self.forget(),
-            96..97 => {
-                self.ring().trim();
-                Ok(())
-            }
-            97..98 => self.relay(),
+            96..98 => self.relay(),
             _ => self.drain(),
         }
     }
@@ -259,8 +255,8 @@ impl Program {
                 if lease.len() > self.there(part) {
                     return Err(format!("a lease of {} bytes of {part:?}", lease.len()));
                 }
-                if lease.engine() != self.rig.engine && lease.engine() != Engine::Copy {
-                    return Err(format!("a lease by {}", lease.engine()));
+                if lease.origin() != self.rig.engine && lease.origin() != Engine::Copy {
+                    return Err(format!("a lease by {}", lease.origin()));
                 }
                 let part = Part { len: lease.len(), ..part };
                 self.installed.push(Held { lease, part });

@@ -9,7 +9,7 @@ use io_uring::types::Fd;
 use io_uring::{IoUring, opcode as ops};
 use libtest_mimic::Failed;
 use uring_getbuf::lease::{Installed, Lease};
-use uring_getbuf::opcode::{GetBuf, PutBuf};
+use uring_getbuf::request::{GetBuf, PutBuf};
 use uring_getbuf::slots::{Builder, Event, Outgoing, Slots};
 use uring_getbuf::{Engine, STREAM, Support};
 use uring_getbuf_sys as sys;

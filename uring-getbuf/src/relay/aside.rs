@@ -16,8 +16,8 @@ use std::thread;
 use rustix::io::{Errno, fcntl_dupfd_cloexec, pread, read};
 use rustix::net::{SendFlags, send};
 
-use crate::consume::STREAM;
 use crate::error::{self, Error, ErrorKind, Result};
+use crate::slots::consume::STREAM;
 
 /// Most bytes that are read at once.
 const PIECE: usize = 128 << 10;

@@ -12,8 +12,8 @@ use std::os::fd::BorrowedFd;
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwrite};
 use rustix::process::{Resource, getrlimit};
 
-use crate::chain::ChainOutcome;
 use crate::error;
+use crate::slots::chain::ChainOutcome;
 
 pub(super) struct AtOnce<'a> {
     source: BorrowedFd<'a>,

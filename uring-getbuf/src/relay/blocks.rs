@@ -7,10 +7,9 @@ use super::control::{Control, Tally, sink_failed, sink_is_full, source_failed};
 use super::ends::{Direct, MAX_OFFSET};
 use super::extent::{Extent, Span};
 use super::inspect::Single;
-use crate::chain::ChainOutcome;
-use crate::engine::Engine;
 use crate::error::{Errno, Error, Result};
 use crate::ring::{Attached, Ring};
+use crate::slots::chain::ChainOutcome;
 use crate::slots::{Event, LeaseId};
 
 /// A span that a chain moves.
@@ -67,7 +66,7 @@ impl<'r, 'a> Blocks<'r, 'a> {
             again: Vec::with_capacity(2 * depth),
             odd: Vec::new(),
             beyond: None,
-            lends: ring.engine() != Engine::Copy,
+            lends: ring.traits().lent,
             copies: false,
             tally: Tally::default(),
             error: None,

@@ -8,8 +8,8 @@ use rustix::fs::{FileType, OFlags, SeekFrom, Stat, seek};
 use rustix::io::Errno;
 use rustix::net::SocketType;
 
-use crate::consume::STREAM;
 use crate::error::{Error, ErrorKind, Result};
+use crate::slots::consume::STREAM;
 
 /// What offset and length of a direct read are multiples of, everywhere.
 pub(super) const SECTOR: u32 = 4096;

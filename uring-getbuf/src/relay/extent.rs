@@ -5,8 +5,8 @@ use std::os::fd::BorrowedFd;
 
 use super::control::source_failed;
 use super::ends::{MAX_OFFSET, Position, SECTOR, SourceKind};
-use crate::consume::STREAM;
 use crate::error::{Errno, Result};
+use crate::slots::consume::STREAM;
 
 /// Bytes of a source.
 #[derive(Clone, Copy, Debug)]

@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 
 use super::control::source_failed;
 use super::extent::{Extent, Span};
-use crate::consume::STREAM;
-use crate::engine::Engine;
+use crate::engine::Origin;
 use crate::error::{Errno, Error, Result};
-use crate::lease::{Fetched, Installed, Lease, NotInstalled};
 use crate::ring::{Attached, Ring};
+use crate::slots::consume::STREAM;
+use crate::slots::lease::{Fetched, Installed, Lease, NotInstalled};
 use crate::slots::{Event, LeaseId};
 
 /// The token of waits until the source can be read from.
@@ -173,7 +173,7 @@ impl<'a> Feed<'a> {
         piece.span.len = lease.len().min(span.len);
         let there = piece.span.len;
         self.fetched += u64::from(there);
-        if lease.engine() == Engine::Copy {
+        if lease.origin() == Origin::Copy {
             self.copied += u64::from(there);
         }
         piece.stage = Stage::Ready(lease);
@@ -233,7 +233,7 @@ impl<'a> Feed<'a> {
     /// one, is read into the pool. False if the piece is there already, or cannot be fetched twice.
     pub(super) fn fetch_again_copied(&mut self, number: u64, done: u32) -> bool {
         let Some(piece) = self.pieces.front_mut() else { return false };
-        let is_lent = matches!(&piece.stage, Stage::Ready(lease) if lease.engine() != Engine::Copy);
+        let is_lent = matches!(&piece.stage, Stage::Ready(lease) if lease.origin() != Origin::Copy);
         if number != self.first || piece.span.offset == STREAM || !is_lent {
             return false;
         }

@@ -8,11 +8,11 @@ use std::os::fd::OwnedFd;
 use super::control::{Control, cancelled, source_failed};
 use super::ends::SourceKind;
 use super::feed::SOURCE_READY;
-use crate::consume::STREAM;
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::lease::{Installed, Lease, NotInstalled};
 use crate::ring::{Attached, Ring};
 use crate::slots::Event;
+use crate::slots::consume::STREAM;
+use crate::slots::lease::{Installed, Lease, NotInstalled};
 
 /// What an inspector says of a source by its first bytes.
 #[derive(Debug)]

@@ -17,10 +17,10 @@ use super::inspect::{Head, Inspector, Single, Verdict};
 use super::mover::{Mover, Patience};
 use super::opened::Opened;
 use super::out::{Manner, Out};
-use crate::consume::STREAM;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::ring::{Attached, Ring};
+use crate::slots::consume::STREAM;
 
 /// What a relay did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,7 +273,7 @@ impl<'a> Relay<'a> {
         let in_order =
             self.source_offset == STREAM || !At::new(sink, kind, self.sink_offset).is_offset();
         if source.kind.ahead && !source.kind.direct && !in_order {
-            let at_once = match self.on_this_thread && ring.engine() == Engine::Copy {
+            let at_once = match self.on_this_thread && !ring.traits().lent {
                 true => AtOnce::new(self.source, sink, block_size),
                 false => AtOnce::never(self.source, sink),
             };
@@ -282,9 +282,7 @@ impl<'a> Relay<'a> {
             return Blocks::new(ring, control, extent, files, at, at_once, depth).run(tally);
         }
         let zero_copy = ring.support().features().send_zc
-            && self
-                .zero_copy_send
-                .unwrap_or_else(|| ring.engine() != Engine::Copy && !stays_here(sink));
+            && self.zero_copy_send.unwrap_or_else(|| ring.traits().lent && !stays_here(sink));
         let mut feed = Feed::new(ring, file, extent, depth);
         // What a stream has given cannot be fetched again in another way.
         feed.copies = kind == SinkKind::Device && !source.kind.seekable;

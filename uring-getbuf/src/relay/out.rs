@@ -10,11 +10,11 @@ use rustix::net::{RecvFlags, recv};
 use super::control::{sink_failed, sink_is_full};
 use super::ends::{At, Direct, SinkKind};
 use super::feed::{Feed, Gate};
-use crate::consume::SendFlags;
-use crate::engine::Engine;
+use crate::engine::Origin;
 use crate::error::{Errno, Error, Result};
 use crate::ring::{Attached, OWN_TOKENS, Ring, Use};
 use crate::slots::UseId;
+use crate::slots::consume::SendFlags;
 
 /// Most sinks: the tokens of their waits are apart from those of the source.
 pub(super) const MOST_SINKS: usize = 0xff00;
@@ -297,7 +297,7 @@ impl<'a> Out<'a> {
         self.at.took(bytes);
         self.taken += bytes;
         let Some((span, lease)) = feed.piece(self.piece) else { return };
-        if lease.engine() == Engine::Copy {
+        if lease.origin() == Origin::Copy {
             self.copied += u64::from(bytes);
         }
         if self.taken == span.len {

@@ -6,11 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::control::{sink_failed, source_failed};
 use super::ends::check_socket;
-use crate::consume::{STREAM, SendFlags};
-use crate::engine::Engine;
+use crate::engine::Origin;
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::lease::{Fetched, Installed, Lease, NotInstalled};
-use crate::ring::{Attached, Ring};
+use crate::ring::{Attached, Ring, RingId};
+use crate::slots::consume::{STREAM, SendFlags};
+use crate::slots::lease::{Fetched, Installed, Lease, NotInstalled};
 use crate::slots::{Event, LeaseId, UseId};
 
 /// Moves bytes both ways between the two sockets of each of its pairs.
@@ -25,7 +25,7 @@ use crate::slots::{Event, LeaseId, UseId};
 /// flight, and both sockets have been closed. After a failure they are reset, so that nobody takes
 /// what has arrived for the whole. No pair notices what becomes of another.
 ///
-/// The program drives the ring: it gives each event to [`take`](Self::take).
+/// The program drives the ring that the proxy was made with: it gives each event to [`take`](Self::take).
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -49,6 +49,8 @@ use crate::slots::{Event, LeaseId, UseId};
 /// # }
 /// ```
 pub struct Proxy {
+    /// The ring that it was made with.
+    own: RingId,
     pairs: Vec<Option<Pair>>,
     /// Places in `pairs` that are free.
     free: Vec<u32>,
@@ -112,7 +114,12 @@ impl Proxy {
     /// One on this ring, without pairs.
     #[must_use]
     pub fn new(ring: &Ring) -> Self {
-        Self { pairs: Vec::new(), free: Vec::new(), owners: vec![None; ring.capacity()].into() }
+        Self {
+            own: ring.id(),
+            pairs: Vec::new(),
+            free: Vec::new(),
+            owners: vec![None; ring.capacity()].into(),
+        }
     }
 
     /// How many pairs there are.
@@ -132,14 +139,15 @@ impl Proxy {
     /// # Errors
     ///
     /// [`NoSlot`](ErrorKind::NoSlot) or [`NoFile`](ErrorKind::NoFile) if the ring has no room for
-    /// one more, [`InvalidInput`](ErrorKind::InvalidInput) if one is no socket of a stream, and those of
-    /// [`Ring::submit`]. The sockets are closed then.
+    /// one more, [`InvalidInput`](ErrorKind::InvalidInput) if one is no socket of a stream,
+    /// [`WrongRing`](ErrorKind::WrongRing), and those of [`Ring::submit`]. The sockets are closed then.
     pub fn add(
         &mut self,
         ring: &mut Ring,
         one: impl Into<OwnedFd>,
         other: impl Into<OwnedFd>,
     ) -> Result<PairId> {
+        ring.check_id(&self.own)?;
         if ring.free() < 2 {
             ring.flush()?;
         }
@@ -164,16 +172,17 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// Those of [`Ring::submit`].
+    /// [`WrongRing`](ErrorKind::WrongRing), and those of [`Ring::submit`].
     pub fn cut(&mut self, ring: &mut Ring, id: PairId) -> Result<()> {
+        ring.check_id(&self.own)?;
         self.fail(ring, id.0, Error::new(ErrorKind::Cancelled, "cut"))
     }
 
-    /// Does the same to all of them.
+    /// Ends all pairs before their time.
     ///
     /// # Errors
     ///
-    /// Those of [`Ring::submit`].
+    /// [`WrongRing`](ErrorKind::WrongRing), and those of [`Ring::submit`].
     pub fn cut_all(&mut self, ring: &mut Ring) -> Result<()> {
         for index in 0..self.pairs.len() as u32 {
             self.cut(ring, PairId(index))?;
@@ -196,8 +205,9 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// Those of [`Ring::submit`].
+    /// [`WrongRing`](ErrorKind::WrongRing), and those of [`Ring::submit`].
     pub fn end_reset(&mut self, ring: &mut Ring) -> Result<()> {
+        ring.check_id(&self.own)?;
         for index in 0..self.pairs.len() {
             let Some(pair) = &self.pairs[index] else { continue };
             let ended = pair.ends.iter().filter(|end| matches!(end.way, Way::Ended));
@@ -215,8 +225,9 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// Those of [`Ring::submit`]. What a pair itself meets is in its report.
+    /// [`WrongRing`](ErrorKind::WrongRing), and those of [`Ring::submit`]. What a pair itself meets is in its report.
     pub fn take(&mut self, ring: &mut Ring, event: Event) -> Result<Step> {
+        ring.check_id(&self.own)?;
         let lease = match event {
             Event::Fetched { lease, .. } => lease,
             Event::Used { id, .. } => id.lease(),
@@ -261,7 +272,7 @@ impl Proxy {
     }
 
     fn fetched(&mut self, ring: &mut Ring, index: u32, from: usize) -> Result<()> {
-        let lends = ring.engine() != Engine::Copy;
+        let lends = ring.traits().lent;
         let pair = self.pair(index);
         let [end, other] = of(&mut pair.ends, from);
         let Way::Fetching(lease) = std::mem::replace(&mut end.way, Way::Ended) else {
@@ -272,7 +283,7 @@ impl Proxy {
             // What is cut takes nothing more.
             _ if pair.error.is_some() => {}
             Ok(lease) => {
-                end.copied |= lends && lease.engine() == Engine::Copy;
+                end.copied |= lends && lease.origin() == Origin::Copy;
                 end.send(ring, other, lease, 0)?;
             }
             // A peer that has gone altogether shows in the other direction.

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Making a ring: its io_uring, its table of registered buffers, its pool.
 
-use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::ptr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use io_uring::IoUring;
-use io_uring::types::Fixed;
-
-use super::queues::Queues;
-use super::{Attached, Files, Ring};
 use rustix::process::{Resource, getrlimit};
 
+use super::drive::{Ring, set_buffer};
+use super::files::{Attached, Files};
+use super::within::Limits;
 use crate::engine::Engine;
+use crate::engine::copy::Shape;
 use crate::error::{Error, ErrorKind, Result, no_thread};
-use crate::pool::{Patience, Pool, Shape};
-use crate::probe::{STARVED, Support, memory_is_limited, no_ring, open_device};
-use crate::slots::Slots;
+use crate::kernel::{STARVED, memory_is_limited, no_ring, open_device};
+use crate::memory::Patience;
+use crate::probe::Support;
+use crate::request::Target;
+use crate::slots::Plan;
 
 /// How the io_uring is set up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub enum Setup {
     /// `SINGLE_ISSUER` and `DEFER_TASKRUN` (Linux 6.1): completions are processed only when the
     /// ring is asked for events. Least overhead for a thread that serves one ring. Before Linux
     /// 7.3 its descriptor does not wake who polls it; in another event loop use an eventfd there
-    /// (`ring.submitter().register_eventfd`).
+    /// ([`Ring::register_eventfd`]).
     DeferTaskrun,
     /// `SQPOLL`: a kernel thread submits; no system call while it is awake.
     SqPoll {
@@ -50,21 +50,35 @@ pub struct Builder {
     engine: Option<Engine>,
     setup: Setup,
     entries: Option<u32>,
-    replace: bool,
     regions: u16,
 }
 
 impl Default for Builder {
     fn default() -> Self {
         Self {
-            shape: Shape { blocks: 32, block_size: 128 << 10, fewer: true, smaller: true },
+            shape: Shape::default(),
             files: 64,
             engine: None,
             setup: Setup::default(),
             entries: None,
-            replace: false,
             regions: 0,
         }
+    }
+}
+
+impl Ring {
+    /// Makes a ring with 32 slots of 128 KiB, or what fits, and the engine that costs least.
+    ///
+    /// # Errors
+    ///
+    /// See [`Builder::build`].
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// Starts a ring with other numbers.
+    pub fn builder() -> Builder {
+        Builder::default()
     }
 }
 
@@ -121,13 +135,6 @@ impl Builder {
         self
     }
 
-    /// Has slots of kernel memory replaced rather than emptied, where the kernel can; see
-    /// [`slots::Builder::replace`](crate::slots::Builder::replace) for what it costs. Default no.
-    pub fn replace(mut self, yes: bool) -> Self {
-        self.replace = yes;
-        self
-    }
-
     /// How many regions of [providers](crate::provider) can be registered, and pieces of their
     /// memory that is in none can be lent at once. Default 0.
     pub fn regions(mut self, regions: u16) -> Self {
@@ -151,94 +158,53 @@ impl Builder {
             None => support.best()?,
             Some(engine) => support.require(engine).map(|()| engine)?,
         };
-        let most = self.shape.blocks;
+        let plan = Plan::new(&support, engine)?.shape(self.shape).regions(self.regions);
         // Numbers that make no sense are told before there is a ring.
-        Pool::new(most, self.shape.block_size)?;
+        let places = plan.places()?;
         let uring = self.uring(&support)?;
-        let files = self.register_files(&uring, engine)?;
-        let device = match engine {
-            Engine::Module => Some(attach_device(&uring, &files)?),
-            Engine::Opcode | Engine::Copy | Engine::Provider => None,
-        };
+        let files = self.register_files(&uring, plan.device().is_some())?;
+        let device = plan.device().map(|path| attach_device(&uring, &files, path)).transpose()?;
         let submitter = uring.submitter();
-        // The pool comes last in the table, behind the slots of an engine that lends memory.
-        let pool_index = if engine.lends() { most } else { 0 };
-        let buffers = u32::from(pool_index) + 1 + u32::from(self.regions);
         submitter
-            .register_buffers_sparse(buffers)
+            .register_buffers_sparse(places.into())
             .map_err(|error| Error::io(ErrorKind::Ring, &error, "registering the slots"))?;
-        let pin = |base: *mut u8, iov_len| {
-            let vector = libc::iovec { iov_base: base.cast(), iov_len };
-            // SAFETY: it is a part of a pool, or null, which empties the entry. The kernel pins its
-            // pages, so it may even be unmapped while they are registered.
-            unsafe { submitter.register_buffers_update(u32::from(pool_index), &[vector], None) }
-                .map(drop)
-        };
-        let pool = Pool::fitting(self.shape, |pool| match pool {
-            Some(pool) => pin(pool.base(), pool.bytes()),
-            None => pin(ptr::null_mut(), 0),
-        });
-        let pool = pool.map_err(|error| {
-            let refused = self.pool_refused(error, &support, |pool, blocks| {
-                // What is replaced counts until its successor is there.
-                let _ = pin(ptr::null_mut(), 0);
-                pin(pool.base(), usize::from(blocks) * pool.block_size() as usize).is_ok()
-            });
+        let register = |index, base, len| set_buffer(&submitter, index, (base, len));
+        let slots = plan.build(device.as_ref().map(Target::from), register);
+        let slots = slots.inspect_err(|_| {
             // The kernel takes its time to put the ring away, with what is pinned.
             let _ = submitter.unregister_buffers();
-            refused
         })?;
-        let blocks = pool.blocks();
-        let mut slots = Slots::builder(&support);
-        match engine {
-            Engine::Copy | Engine::Provider => {}
-            Engine::Opcode => {
-                let get_buf =
-                    support.get_buf_opcode().expect("the engine works, so it has a number");
-                let put_buf = support.put_buf_opcode();
-                // What replaces is newer than what releases.
-                slots = slots.replace(self.replace && put_buf.is_some());
-                slots = slots.opcode(get_buf, put_buf, 0, blocks);
-            }
-            Engine::Module => {
-                let device = Fixed(device.as_ref().map_or(0, Attached::index));
-                slots = slots.replace(self.replace && support.module_replaces());
-                slots = slots.module(device, 0, blocks);
-            }
-        }
-        if self.regions > 0 {
-            slots = slots.regions(pool_index + 1, self.regions);
-        }
         Ok(Ring {
-            slots: slots.pool(pool, pool_index).build()?,
-            files,
-            events: VecDeque::with_capacity(usize::from(blocks)),
-            early: VecDeque::new(),
-            muted: RefCell::default(),
+            names: vec![Default::default(); slots.capacity()].into(),
+            kept: VecDeque::with_capacity(slots.capacity()),
+            taken: VecDeque::new(),
+            muted: Vec::new(),
+            batch: Vec::new(),
             asked: 0,
-            answered: Cell::new(None),
-            cancelling: Cell::new(0),
+            answered: None,
+            cancelling: 0,
             looker: None,
-            limits: None,
-            uring: Queues::new(uring),
+            limits: Limits::default(),
+            uring,
+            slots,
+            files,
             support,
             device,
-            buffers,
+            places,
             process: std::process::id(),
         })
     }
 
-    /// Makes room for attached files. The module engine has its device there, and a second place
+    /// Makes room for attached files. An engine with a device has that there, and a second place
     /// for each file that is bound to it.
-    fn register_files(&self, uring: &IoUring, engine: Engine) -> Result<Rc<Files>> {
-        let places = match engine {
-            Engine::Module => {
-                let all = self.files.saturating_mul(2).saturating_add(1).min(u16::MAX - 1);
-                // Where the limit is lower, some sources are not bound, and so are copied.
-                let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-                all.min(limit.try_into().unwrap_or(u16::MAX)).max(self.files.saturating_add(1))
-            }
-            Engine::Opcode | Engine::Copy | Engine::Provider => self.files,
+    fn register_files(&self, uring: &IoUring, has_device: bool) -> Result<Rc<Files>> {
+        let places = if has_device {
+            let all = self.files.saturating_mul(2).saturating_add(1).min(u16::MAX - 1);
+            // Where the limit is lower, some sources are not bound, and so are copied.
+            let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+            all.min(limit.try_into().unwrap_or(u16::MAX)).max(self.files.saturating_add(1))
+        } else {
+            self.files
         };
         if places > 0 {
             uring.submitter().register_files_sparse(u32::from(places)).map_err(|error| {
@@ -306,34 +272,6 @@ impl Builder {
             _ => Error::new(ErrorKind::Unavailable, no_ring(&error)),
         })
     }
-
-    /// Says what would fit.
-    fn pool_refused(
-        &self,
-        error: Error,
-        support: &Support,
-        fits: impl Fn(&Pool, u16) -> bool,
-    ) -> Error {
-        if error.raw_os_error() != Some(libc::ENOMEM) {
-            return error;
-        }
-        // What it was last tried with.
-        let Shape { fewer, smaller, .. } = self.shape;
-        let slots = if fewer { 1 } else { self.shape.blocks };
-        let block_size = if smaller { 1 } else { self.shape.block_size };
-        let Ok(pool) = Pool::new(slots, block_size) else { return error };
-        pool.avoid_huge_pages();
-        let what = format!(
-            "pinning the pool of {slots} slots of {} bytes ({} bytes): {}; at most {} slots of this \
-             size would fit now. Use fewer or smaller ones, or raise the limit (ulimit -l). {LEAST}",
-            pool.block_size(),
-            pool.bytes(),
-            memory_is_limited(support.memlock_limit()),
-            most(slots, |blocks| fits(&pool, blocks)),
-        );
-        let cause = io::Error::from_raw_os_error(libc::ENOMEM);
-        Error::io(ErrorKind::MemoryLimit, &cause, what)
-    }
 }
 
 /// So few entries take a whole chain, and no more memory than fewer would.
@@ -346,43 +284,19 @@ const fn queues(entries: u32) -> u64 {
     (entries as u64) * (64 + 4 * 16)
 }
 
-/// The largest number below `limit` that fits, 0 if none does.
-fn most(limit: u16, mut fits: impl FnMut(u16) -> bool) -> u16 {
-    let (mut good, mut bad) = (0, limit);
-    while bad - good > 1 {
-        let middle = good.midpoint(bad);
-        if fits(middle) { good = middle } else { bad = middle }
-    }
-    good
-}
-
-/// Attaches `/dev/getbuf` itself.
-fn attach_device(uring: &IoUring, files: &Rc<Files>) -> Result<Attached> {
-    let device = open_device().map_err(|errno| {
+/// Attaches an engine's device.
+fn attach_device(uring: &IoUring, files: &Rc<Files>, path: &str) -> Result<Attached> {
+    let device = open_device(path).map_err(|errno| {
         let error = io::Error::from(errno);
         match error.raw_os_error() {
             Some(libc::EMFILE | libc::ENFILE) => Error::io(ErrorKind::Ring, &error, STARVED),
-            _ => Error::io(ErrorKind::Unavailable, &error, "opening /dev/getbuf"),
+            _ => Error::io(ErrorKind::Unavailable, &error, format!("opening {path}")),
         }
     })?;
     let place = files.take()?;
     uring
         .submitter()
         .register_files_update(place.index(), &[device.as_raw_fd()])
-        .map_err(|error| Error::io(ErrorKind::Ring, &error, "attaching /dev/getbuf"))?;
+        .map_err(|error| Error::io(ErrorKind::Ring, &error, format!("attaching {path}")))?;
     Ok(place)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::most;
-
-    #[test]
-    fn the_largest_number_that_fits_is_found() {
-        for limit in 1..40 {
-            for fits in 0..limit {
-                assert_eq!(most(limit, |number| number <= fits), fits);
-            }
-        }
-    }
 }

@@ -4,8 +4,8 @@
 //! | engine | how | system calls |
 //! |---|---|---|
 //! | copy | the block is in the program's memory already | none |
-//! | module | the module's own command | one for each 4 KiB |
-//! | opcode | a write into a pipe, which is then read | two for each 64 KiB |
+//! | a command of the engine's | copies into a buffer of the ring's | one for each 4 KiB |
+//! | else, memory of the kernel's | a write into a pipe, which is then read | two for each 64 KiB |
 //!
 //! Of what mainline offers for kernel memory a pipe costs least: it is written to without a worker
 //! thread, which a memfd is not (tmpfs knows no `IOCB_NOWAIT`), and has no protocol, as a socket has.
@@ -13,39 +13,36 @@
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use io_uring::squeue::Entry;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::Ring;
-use super::drive::LOOK;
-use crate::engine::Engine;
+use super::drive::Ring;
+use crate::engine::Look;
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::lease::{Installed, Lease};
-use crate::opcode::{Target, module_copy_out};
+use crate::request::Target;
+use crate::slots::consume::STREAM;
+use crate::slots::lease::{Installed, Lease};
 
-/// What the module copies into. It is not the caller's memory, which is borrowed only until an
-/// error returns, and the command might still be there.
-const SCRATCH: usize = 4096;
 /// What a pipe holds, unless its user has too many of them.
 const PIPE: usize = 64 << 10;
 
-/// What a look needs, made when it is first used.
+/// What a look at memory of the kernel's needs, made when it is first used.
 #[derive(Debug)]
 pub(super) enum Looker {
-    Pipe { reads: OwnedFd, writes: OwnedFd },
-    Scratch(Box<[u8; SCRATCH]>),
+    Pipe {
+        reads: OwnedFd,
+        writes: OwnedFd,
+    },
+    /// What an engine's command copies into. It is not the caller's memory, which is borrowed only
+    /// until an error returns, and the command might still be there.
+    Scratch(Box<[u8]>),
 }
 
 impl Looker {
-    fn new(engine: Engine) -> Result<Self> {
-        if engine == Engine::Module {
-            return Ok(Self::Scratch(Box::new([0; SCRATCH])));
-        }
-        let failed = |errno: rustix::io::Errno| {
+    fn pipe() -> Result<Self> {
+        let (reads, writes) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| {
             let what = "making a pipe to copy out of a lease";
             Error::io(ErrorKind::Ring, &errno.into(), what)
-        };
-        let (reads, writes) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+        })?;
         Ok(Self::Pipe { reads, writes })
     }
 }
@@ -73,38 +70,48 @@ impl Ring {
         into: &mut [u8],
     ) -> Result<usize> {
         self.check(lease)?;
-        if !lease.is_lent() {
-            return lease.copy_out(offset, into);
-        }
         let range = lease.look_range(offset, into.len())?;
         let into = &mut into[..range.len()];
         let mut done = 0;
         while done < into.len() {
-            match self.look(lease, range.start + done as u32, &mut into[done..])? {
-                0 => break,
-                copied => done += copied,
+            let (start, rest) = (range.start + done as u32, &mut into[done..]);
+            match lease.look(start, rest) {
+                Look::Copied(0) => break,
+                Look::Copied(bytes) => done += bytes,
+                how => match self.look(lease, start, rest, how)? {
+                    0 => break,
+                    bytes => done += bytes,
+                },
             }
         }
         Ok(done)
     }
 
     /// Copies as many bytes of what the kernel has lent as one request can.
-    fn look(&mut self, lease: &Lease<Installed>, start: u32, into: &mut [u8]) -> Result<usize> {
-        let mut looker = match self.looker.take() {
-            Some(looker) => looker,
-            None => Looker::new(lease.engine())?,
+    fn look(
+        &mut self,
+        lease: &Lease<Installed>,
+        start: u32,
+        into: &mut [u8],
+        how: Look,
+    ) -> Result<usize> {
+        let mut looker = match (self.looker.take(), &how) {
+            (Some(looker), _) => looker,
+            (None, Look::Command { most }) => Looker::Scratch(vec![0; *most as usize].into()),
+            (None, _) => Looker::pipe()?,
         };
-        let most = if matches!(looker, Looker::Pipe { .. }) { PIPE } else { SCRATCH };
-        let len = into.len().min(most) as u32;
-        let entry: Entry = match &mut looker {
-            Looker::Pipe { writes, .. } => lease.look_entry(start, len, writes.as_raw_fd()),
+        let request = match &mut looker {
+            Looker::Pipe { writes, .. } => {
+                let piece = lease.piece(start, into.len().min(PIPE) as u32);
+                Some(piece.write(Target::Fd(writes.as_raw_fd()), STREAM))
+            }
             Looker::Scratch(scratch) => {
-                let device = self.device.as_ref().map_or(Target::Fd(-1), Target::from);
-                let to = scratch.as_mut_ptr() as u64;
-                module_copy_out(device, lease.table_index(), start, to, len)
+                let len = into.len().min(scratch.len()) as u32;
+                lease.look_command(start, len, scratch.as_mut_ptr() as u64)
             }
         };
-        let result = match self.ask(&entry, LOOK) {
+        let Some(request) = request else { return Ok(0) };
+        let result = match self.ask(request) {
             Ok(result) => result,
             Err(error) => {
                 // The request may still be there, and names what must not become something else.
@@ -112,25 +119,21 @@ impl Ring {
                 return Err(error);
             }
         };
-        let copied = match Errno::check(result) {
-            Ok(bytes) => (bytes as usize).min(len as usize),
-            Err(errno) => {
-                self.looker = Some(looker);
-                let what = "copying out of a lease";
-                return Err(Error::os(ErrorKind::Ring, errno, what));
+        let what = "copying out of a lease";
+        let copied = Errno::check(result)
+            .map(|bytes| (bytes as usize).min(into.len()))
+            .map_err(|errno| Error::os(ErrorKind::Ring, errno, what));
+        let read = copied.and_then(|copied| match &looker {
+            Looker::Pipe { reads, .. } => read_exact(reads, &mut into[..copied])
+                .map(|()| copied)
+                .map_err(|errno| Error::io(ErrorKind::Ring, &errno.into(), what)),
+            Looker::Scratch(scratch) => {
+                into[..copied].copy_from_slice(&scratch[..copied]);
+                Ok(copied)
             }
-        };
-        match &looker {
-            Looker::Pipe { reads, .. } => {
-                if let Err(errno) = read_exact(reads, &mut into[..copied]) {
-                    let what = "copying out of a lease";
-                    return Err(Error::io(ErrorKind::Ring, &errno.into(), what));
-                }
-            }
-            Looker::Scratch(scratch) => into[..copied].copy_from_slice(&scratch[..copied]),
-        }
+        });
         self.looker = Some(looker);
-        Ok(copied)
+        read
     }
 }
 

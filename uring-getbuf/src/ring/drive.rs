@@ -1,292 +1,290 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Driving a ring: what goes into its queues, what comes out, and how it ends.
+//! The ring itself: what goes into its queues, what comes out, and how it ends.
+//!
+//! It is one file, although a long one, because these share the reasons why pushing requests is sound.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::io;
-use std::ops::Range;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use io_uring::squeue::{Entry, Flags, SubmissionQueue};
-use io_uring::types::{CancelBuilder, Fixed, Timespec};
-use io_uring::{cqueue, opcode as ops};
+use io_uring::squeue::Entry;
+use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
+use io_uring::{IoUring, Submitter, cqueue, opcode as ops};
+use static_assertions::assert_not_impl_any;
 
-use super::files::Names;
-use super::queues::Room;
-use super::{Attached, Ring};
-use crate::chain::Chain;
-use crate::consume::{Consumer, SendFlags};
-use crate::engine::Source;
+use super::copy_out::Looker;
+use super::files::{Attached, Files, RingId};
+use super::within::Limits;
+use crate::engine::{Engine, Traits};
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::lease::{Fetched, Installed, Lease, State};
-use crate::opcode::{Sqe, Target, module_bind};
-use crate::slots::{Driver, Event, LeaseId, Outgoing, UseId, driver_request, driver_user_data};
+use crate::probe::Support;
+use crate::request::{Sqe, Target};
+use crate::slots::lease::{Lease, State};
+use crate::slots::{
+    Event, LeaseId, MOST_LINKED, Outgoing, Slots, Stats, driver_request, driver_user_data,
+};
 
 /// Requests of the driver itself.
-const POLL: u8 = 0;
+pub(super) const POLL: u8 = 0;
 pub(super) const CANCEL: u8 = 1;
-const BIND: u8 = 2;
-pub(super) const LOOK: u8 = 3;
-pub(super) const TIMEOUT: u8 = 4;
+/// One that is waited for.
+pub(super) const ASK: u8 = 2;
+pub(super) const TIMEOUT: u8 = 3;
 /// The cancellation of what names a place, which is named by it as well.
-pub(super) const CANCEL_FILE: u8 = 5;
-
-/// `poll(2)` events that are always reported.
-const POLL_ALWAYS: u32 = (libc::POLLERR | libc::POLLHUP) as u32;
-
-/// A consumer, on a file of the ring's own.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Use {
-    Write { offset: u64 },
-    Send,
-    SendZc,
-}
-
-/// Most requests of a chain.
-const MOST_LINKED: usize = 3;
+pub(super) const CANCEL_FILE: u8 = 4;
 
 /// How long a ring waits for what it has cancelled: when it is dropped, for requests that name its
 /// memory by address.
 const DRAIN: Duration = Duration::from_secs(1);
 
+/// The largest token of a wait for readiness. Those above are for waits of the ring's own.
+pub const MAX_TOKEN: u32 = OWN_TOKENS - 1;
+
+/// From here on tokens are for waits of the ring's own.
+pub(crate) const OWN_TOKENS: u32 = 0xfffe_0000;
+
+/// An io_uring with slots for leases. See the [module](super).
+///
+/// It belongs to the thread that made it, and so do its leases and attached files.
+pub struct Ring {
+    pub(super) uring: IoUring,
+    pub(super) slots: Slots,
+    pub(super) files: Rc<Files>,
+    /// By slot: the places of the files that its fetch or chain names.
+    pub(super) names: Box<[Names]>,
+    /// Events that came while something else was waited for.
+    pub(super) kept: VecDeque<Event>,
+    /// Events whose completions had to be taken out of the kernel's queue before anybody asked for them.
+    pub(super) taken: VecDeque<Event>,
+    /// Leases of a relay that has failed, which `SEND_ZC` requests still use: nobody is there to
+    /// be told that they do not any more.
+    pub(super) muted: Vec<LeaseId>,
+    /// Room for requests that are pushed together.
+    pub(super) batch: Vec<Entry>,
+    /// Counts the requests of the ring's own that it waits for; the result of the last one.
+    pub(super) asked: u32,
+    pub(super) answered: Option<i32>,
+    /// Cancellations of files that are under way.
+    pub(super) cancelling: usize,
+    /// For looks at what the kernel has lent.
+    pub(super) looker: Option<Looker>,
+    pub(super) limits: Limits,
+    pub(super) support: Support,
+    /// The engine's device, if it has one.
+    pub(super) device: Option<Attached>,
+    /// How many places its table of registered buffers has.
+    pub(super) places: u16,
+    /// The process that made it.
+    pub(super) process: u32,
+}
+
+/// The places of the files that a fetch or a chain names.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Names {
+    source: Option<u16>,
+    sink: Option<u16>,
+}
+
+assert_not_impl_any!(Ring: Send, Sync);
+assert_not_impl_any!(Attached: Send, Sync, Clone);
+
 impl Ring {
-    #[inline(always)]
-    pub(super) fn check<S: State>(&self, lease: &Lease<S>) -> Result<()> {
-        if self.slots.owns(lease) { Ok(()) } else { Err(elsewhere()) }
+    /// What the kernel offers.
+    #[must_use]
+    pub fn support(&self) -> &Support {
+        &self.support
     }
 
-    #[inline(always)]
-    pub(super) fn write_range(
-        &mut self,
-        lease: &Lease<Installed>,
-        range: Range<u32>,
-        sink: &Attached,
-        offset: u64,
-    ) -> Result<UseId> {
-        self.consume(lease, range, sink, Consumer::Write { sink: sink.into(), offset })
+    /// The engine that serves a fetch unless its source cannot lend its memory; see
+    /// [`Lease::origin`] for the one that did.
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        self.slots.engine()
     }
 
-    #[inline(always)]
-    pub(super) fn send_range(
-        &mut self,
-        lease: &Lease<Installed>,
-        range: Range<u32>,
-        sink: &Attached,
-        flags: SendFlags,
-    ) -> Result<UseId> {
-        self.consume(lease, range, sink, Consumer::Send { sink: sink.into(), flags })
+    /// How many leases there can be at once.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.slots.capacity()
     }
 
-    #[inline(always)]
-    pub(super) fn send_zc_range(
-        &mut self,
-        lease: &Lease<Installed>,
-        range: Range<u32>,
-        sink: &Attached,
-        flags: SendFlags,
-    ) -> Result<UseId> {
-        self.consume(lease, range, sink, Consumer::SendZc { sink: sink.into(), flags })
+    /// How many slots are free.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.slots.free()
     }
 
-    /// Queues a consumer. `range` has been checked; `consumer` names `sink`.
-    #[inline(always)]
-    fn consume(
-        &mut self,
-        lease: &Lease<Installed>,
-        range: Range<u32>,
-        sink: &Attached,
-        consumer: Consumer,
-    ) -> Result<UseId> {
-        self.check(lease)?;
-        let place = sink.place_in(&self.files)?;
-        let room = match self.uring.room::<1>() {
-            Some(room) => room,
-            None => {
-                self.make_room(1)?;
-                self.uring.room().ok_or_else(queue_full)?
-            }
-        };
-        let entry = lease.consume_entry(range, consumer, place)?;
-        push(room, &[entry.entry()]);
-        Ok(UseId::of(entry.user_data))
+    /// Most bytes that one lease holds.
+    #[must_use]
+    pub fn block_size(&self) -> u32 {
+        self.slots.max_fetch()
     }
 
-    /// Queues a chain that ends in a write, for a source that can be named in several ways.
-    pub(crate) fn chain_write_from(
-        &mut self,
-        (source, named): (&Attached, Source),
-        offset: u64,
-        len: u32,
-        sink: &Attached,
-        sink_offset: u64,
-    ) -> Result<LeaseId> {
-        let consumer = Consumer::Write { sink: sink.into(), offset: sink_offset };
-        self.chain(source, sink, Chain::new(named, offset, len, consumer))
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.slots.stats()
     }
 
-    /// Queues a chain between these two.
-    #[inline(always)]
-    pub(super) fn chain(
-        &mut self,
-        source: &Attached,
-        sink: &Attached,
-        chain: Chain,
-    ) -> Result<LeaseId> {
-        let (from, to) = (source.place_in(&self.files)?, sink.place_in(&self.files)?);
-        let note = Names::chain(from, to).note();
-        let room = match self.uring.room::<MOST_LINKED>() {
-            Some(room) => room,
-            None => {
-                self.make_room(MOST_LINKED)?;
-                self.uring.room().ok_or_else(queue_full)?
-            }
-        };
-        self.slots.start_chain(chain, note, |entries| push(room, entries))
+    /// What leases of its engine are like.
+    pub(crate) fn traits(&self) -> Traits {
+        self.slots.traits()
     }
 
-    /// Queues the fetch of a file that is attached, in one of the ways that a source can be named.
-    #[inline(always)]
-    pub(super) fn fetch_from(
-        &mut self,
-        file: &Attached,
-        source: impl Fn(u16) -> Source,
-        offset: u64,
-        len: u32,
-    ) -> Result<Lease<Fetched>> {
-        let place = file.place_in(&self.files)?;
-        let note = Names::one(place).note();
-        let room = match self.uring.room::<1>() {
-            Some(room) => room,
-            None => {
-                self.make_room(1)?;
-                self.uring.room().ok_or_else(queue_full)?
-            }
-        };
-        let push = |request: Sqe| push(room, &[request.entry()]);
-        self.slots.start_fetch(|| source(place), (offset, len), note, push)
-    }
-
-    /// Queues consumers of ranges of leases of this ring, linked: one
-    /// that does not take everything counts as failed, and cancels those behind it.
+    /// The interface for registrations, for what else the program does with the ring. What is queued is
+    /// shown to the kernel first: it goes with whatever submits.
     ///
-    /// A link ends where a submission does, and with `SQPOLL` the kernel submits what it sees: so
-    /// there must be room for all of them, and they become visible together.
-    pub(crate) fn use_in_order<'a>(
-        &mut self,
-        sink: &Attached,
-        uses: impl ExactSizeIterator<Item = (&'a Lease<Installed>, Range<u32>, Use)>,
-        mut queued: impl FnMut(UseId),
-    ) -> Result<()> {
-        let place = sink.place_in(&self.files)?;
-        let count = uses.len();
-        self.make_room(count)?;
-        for (index, (lease, range, consumer)) in uses.enumerate() {
-            debug_assert!(self.slots.owns(lease), "the lease belongs to another ring");
-            let all = SendFlags::WAIT_ALL;
-            let target = sink.into();
-            let consumer = match consumer {
-                Use::Write { offset } => Consumer::Write { sink: target, offset },
-                Use::Send => Consumer::Send { sink: target, flags: all },
-                Use::SendZc => Consumer::SendZc { sink: target, flags: all },
-            };
-            let linked = if index + 1 < count { Flags::IO_LINK } else { Flags::empty() };
-            let entry = lease.consume_entry(lease.range(range)?, consumer, place)?.flags(linked);
-            let id = UseId::of(entry.user_data);
-            self.push_entries(&[entry.entry()]);
-            queued(id);
-        }
-        Ok(())
+    /// # Safety
+    ///
+    /// The places of the attached files ([`Attached::index`]) and those of the slots in the table of
+    /// registered buffers must keep what is in them, or become empty: what is put in another file's
+    /// place is written to in its stead, and what is put in a slot is shown as a lease. Emptying them
+    /// makes requests fail, and nothing else.
+    ///
+    /// A program without `unsafe` cannot put one file under the writes to another:
+    ///
+    /// ```compile_fail,E0133
+    /// # fn swap(ring: &mut uring_getbuf::Ring, sink: &uring_getbuf::ring::Attached, source: i32) {
+    /// let _ = ring.submitter().register_files_update(sink.index(), &[source]);
+    /// # }
+    /// ```
+    #[must_use]
+    pub unsafe fn submitter(&mut self) -> Submitter<'_> {
+        self.uring.submitter()
     }
 
-    /// Leaves an event for [`next_event`](Self::next_event).
-    pub(crate) fn keep(&mut self, event: Event) {
-        if event.is_told() {
-            self.uring.hold();
-            self.events.push_back(event);
-        }
+    /// Has the kernel count completions in an eventfd, for another event loop.
+    ///
+    /// # Errors
+    ///
+    /// [`Ring`](ErrorKind::Ring) if the kernel refuses, as where the ring has one.
+    pub fn register_eventfd(&mut self, eventfd: &impl AsFd) -> Result<()> {
+        let eventfd = eventfd.as_fd().as_raw_fd();
+        let registered = self.uring.submitter().register_eventfd(eventfd);
+        registered.map_err(|error| Error::io(ErrorKind::Ring, &error, "registering an eventfd"))
     }
 
-    /// Has nothing more told of a lease that is over but for what the network still holds of it.
-    pub(crate) fn mute(&mut self, lease: LeaseId) {
-        if self.slots.uses(lease) > 0 {
-            self.muted.get_mut().push(lease);
-        }
-    }
-
-    /// Whether nobody is to be told what becomes of a use of this lease.
-    fn is_muted(&self, lease: LeaseId) -> bool {
-        let mut muted = self.muted.borrow_mut();
-        let Some(place) = muted.iter().position(|other| *other == lease) else { return false };
-        if self.slots.uses(lease) == 0 {
-            muted.swap_remove(place);
-        }
-        true
-    }
-
-    pub(super) fn use_all(
-        &mut self,
-        lease: &Lease<Installed>,
-        mut queue: impl FnMut(&mut Self, &Lease<Installed>, u32) -> Result<UseId>,
-        sink: &Attached,
-    ) -> Result<()> {
-        let mut done = 0;
-        while done < lease.len() {
-            let request = queue(self, lease, done)?;
-            match self.wait_used(request) {
-                Ok(0) => {
-                    let what = "writing to the sink: it takes nothing more";
-                    return Err(Error::new(ErrorKind::Sink, what));
-                }
-                Ok(bytes) => done += bytes,
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EINTR) => {}
-                    Some(libc::EAGAIN) => {
-                        self.poll(sink, libc::POLLOUT as u32, u32::MAX)?;
-                        let ready =
-                            |event: &Event| matches!(event, Event::Ready { token: u32::MAX, .. });
-                        self.wait_event(ready)?;
-                    }
-                    _ => return Err(error),
-                },
+    /// Attaches a file: the kernel holds its own reference, and requests find it without a lookup.
+    ///
+    /// It takes no file descriptor. The module engine takes one for a moment to bind a source; where
+    /// none is left, the source's fetches go through the pool.
+    ///
+    /// # Errors
+    ///
+    /// [`NoFile`](ErrorKind::NoFile) if every place is taken, [`Ring`](ErrorKind::Ring) if the
+    /// kernel refuses the file.
+    pub fn attach(&mut self, file: &impl AsFd) -> Result<Attached> {
+        self.sweep();
+        let fd = file.as_fd().as_raw_fd();
+        let mut place = match self.files.take() {
+            Ok(place) => place,
+            // What still names a place may be done as soon as it is sent, such as a cancellation.
+            Err(_) => {
+                self.submit()?;
+                self.take_completions();
+                self.sweep();
+                self.files.take()?
             }
+        };
+        self.register(place.index(), fd)?;
+        let device = self.device.as_ref().map(Target::from);
+        if let Some(bind) = device.and_then(|device| self.engine().attach(device, fd))
+            && let Some(bound) = self.ask_for_file(bind)?
+            // There may be fewer places than two for each file.
+            && let Ok(bound_place) = self.files.take()
+        {
+            self.register(bound_place.index(), bound.as_raw_fd())?;
+            place.set_bound(&bound_place);
         }
-        Ok(())
+        Ok(place)
+    }
+}
+
+/// What goes into its queues.
+impl Ring {
+    pub(crate) fn id(&self) -> RingId {
+        RingId::of(&self.files)
     }
 
-    pub(crate) fn poll(&mut self, file: &Attached, events: u32, token: u32) -> Result<()> {
-        let place = file.place_in(&self.files)?;
-        let entry = ops::PollAdd::new(Fixed(u32::from(place)), events | POLL_ALWAYS).build();
-        self.push_own(&entry, POLL, u64::from(place) << 32 | u64::from(token))?;
-        self.files.begin(place);
-        Ok(())
+    /// Looks that this is the ring that something was made with.
+    pub(crate) fn check_id(&self, id: &RingId) -> Result<()> {
+        if id.is_of(&self.files) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::WrongRing, "it was made with another ring"))
     }
 
-    /// Queues the cancellation of a wait for readiness.
-    pub(crate) fn cancel_poll(&mut self, file: &Attached, token: u32) -> Result<()> {
-        let value = u64::from(file.place_in(&self.files)?) << 32 | u64::from(token);
-        self.cancel_request(driver_user_data(self.slots.tag(), POLL, value))
+    pub(super) fn check<S: State>(&self, lease: &Lease<S>) -> Result<()> {
+        if self.slots.owns(lease) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::WrongRing, "the lease belongs to another ring"))
     }
 
-    pub(super) fn cancel_request(&mut self, user_data: u64) -> Result<()> {
-        self.push_own(&ops::AsyncCancel::new(user_data).build(), CANCEL, 0)
+    /// Says which files a fetch or a chain names, which has been pushed.
+    pub(super) fn name(&mut self, id: LeaseId, source: u16, sink: Option<u16>) {
+        self.files.begin(source);
+        if let Some(sink) = sink {
+            self.files.begin(sink);
+        }
+        self.names[usize::from(id.slot())] = Names { source: Some(source), sink };
     }
 
-    /// Queues a request of the driver. What it names stays valid until it has completed.
-    pub(super) fn push_own(&mut self, entry: &Entry, kind: u8, value: u64) -> Result<()> {
+    /// Pushes requests for which [there is room](Self::make_room); they become visible together.
+    ///
+    /// What they name stays valid until they have completed: they are the slots' own, on attached files;
+    /// or they name no memory; or they name memory that the caller keeps.
+    pub(super) fn queue(&mut self, requests: &[Entry]) {
+        push(&mut self.uring, requests);
+    }
+
+    /// Pushes a request of the driver, which names no memory or such as the caller keeps.
+    pub(super) fn push_own(&mut self, entry: Entry, kind: u8, value: u64) -> Result<()> {
         self.make_room(1)?;
-        let entry = entry.clone().user_data(driver_user_data(self.slots.tag(), kind, value));
-        // SAFETY: polls and cancellations name no memory, and `ask` has its caller see to it.
-        self.uring.submission(|queue| unsafe { queue.push(&entry) }).map_err(|_| queue_full())
+        self.queue(&[entry.user_data(driver_user_data(self.slots.tag(), kind, value))]);
+        Ok(())
     }
 
-    /// Queues requests of the ring's own slots, for which there is room.
-    pub(super) fn push_entries(&mut self, entries: &[Entry]) {
-        self.uring.submission(|queue| push_to(queue, entries));
+    pub(crate) fn queue_capacity(&self) -> usize {
+        self.uring.params().sq_entries() as usize
+    }
+
+    fn has_room(&mut self, count: usize) -> bool {
+        let queue = self.uring.submission();
+        queue.capacity() - queue.len() >= count
+    }
+
+    /// Whether the kernel has taken everything that was pushed, and does not wait to be entered either.
+    pub(super) fn is_idle(&mut self) -> bool {
+        let queue = self.uring.submission();
+        queue.is_empty() && !queue.taskrun() && !queue.cq_overflow()
     }
 
     /// Makes sure that the submission queue takes `count` more.
+    pub(super) fn make_room(&mut self, count: usize) -> Result<()> {
+        if self.has_room(count) { Ok(()) } else { self.drain_queue(count) }
+    }
+
     #[cold]
-    pub(crate) fn make_room(&mut self, count: usize) -> Result<()> {
-        if self.uring.has_room(count) { Ok(()) } else { self.drain_queue(count) }
+    fn drain_queue(&mut self, count: usize) -> Result<()> {
+        if count > self.queue_capacity() {
+            return Err(queue_full());
+        }
+        loop {
+            self.enter(0)?;
+            if self.has_room(count) {
+                return Ok(());
+            }
+            if !self.uring.params().is_setup_sqpoll() {
+                return Err(queue_full());
+            }
+            let waited = self.uring.submitter().squeue_wait();
+            waited.map_err(|error| Error::io(ErrorKind::Ring, &error, "io_uring_enter"))?;
+        }
     }
 
     /// Whether the slots have something to send.
@@ -313,80 +311,108 @@ impl Ring {
         Ok(())
     }
 
-    pub(crate) fn queue_capacity(&self) -> usize {
-        self.uring.uring().params().sq_entries() as usize
-    }
-
-    #[cold]
-    fn drain_queue(&mut self, count: usize) -> Result<()> {
-        if count > self.queue_capacity() {
-            return Err(queue_full());
-        }
-        loop {
-            self.enter(0)?;
-            if self.uring.has_room(count) {
-                return Ok(());
-            }
-            if !self.uring.uring().params().is_setup_sqpoll() {
-                return Err(queue_full());
-            }
-            let waited = self.uring.submitter().squeue_wait();
-            waited.map_err(|error| Error::io(ErrorKind::Ring, &error, "io_uring_enter"))?;
-        }
-    }
-
     /// Queues what the slots need sent, and lets go of files that nothing names any more.
-    #[inline]
     pub(crate) fn flush(&mut self) -> Result<()> {
-        if self.files.any_vacant() || self.slots.has_requests() {
-            return self.flush_all();
-        }
-        Ok(())
-    }
-
-    fn flush_all(&mut self) -> Result<()> {
         self.sweep();
         while self.slots.has_requests() {
             self.make_room(MOST_LINKED)?;
-            if let Some((entry, limit)) = self.push_next()? {
-                self.push_limited(entry, limit);
+            let (limit, entry) = match self.slots.next_request() {
+                None => continue,
+                Some(Outgoing::Clear(clear)) => {
+                    match set_buffer(&self.uring.submitter(), clear.index(), (ptr::null_mut(), 0)) {
+                        // Somebody has unregistered the whole table: then the slot is empty.
+                        Err(error) if error.raw_os_error() != Some(libc::ENXIO) => {
+                            return Err(Error::io(ErrorKind::Ring, &error, "emptying a slot"));
+                        }
+                        _ => clear.done(),
+                    };
+                    continue;
+                }
+                // The files of what is sent once more are still counted.
+                Some(Outgoing::Chain(chain)) => {
+                    chain.with_entries(|entries| push(&mut self.uring, entries));
+                    continue;
+                }
+                Some(Outgoing::Request(request)) => {
+                    (self.limits.of(request.id()), request.into_entry())
+                }
+            };
+            match limit {
+                Some(limit) => self.push_limited(entry, limit),
+                None => self.queue(&[entry]),
             }
         }
         Ok(())
     }
 
-    /// Queues the next of what the slots need sent, unless it has a limit.
-    fn push_next(&mut self) -> Result<Option<(Entry, Duration)>> {
-        let outgoing = match self.slots.next_request() {
-            None => return Ok(None),
-            Some(Outgoing::Clear(clear)) => {
-                self.clear(u32::from(clear.index()))?;
-                clear.done();
-                return Ok(None);
-            }
-            Some(Outgoing::Request(request)) => match self.limit_of(request.id()) {
-                Some(limit) => return Ok(Some((request.into_entry(), limit))),
-                None => Outgoing::Request(request),
-            },
-            Some(outgoing) => outgoing,
-        };
-        // SAFETY: as in `push`. The files are those of the first attempt, and still counted.
-        match self.uring.submission(|queue| unsafe { outgoing.push(queue) }) {
-            Ok(()) => Ok(None),
-            Err(_) => Err(queue_full()),
+    /// Lets go of files that nothing names any more.
+    pub(crate) fn sweep(&mut self) {
+        while let Some(index) = self.files.next_vacant() {
+            // It fails where somebody has unregistered the whole table: then it is empty already.
+            let _ = self.register(u32::from(index), -1);
         }
     }
 
-    /// Empties a slot by an update of the table.
-    fn clear(&self, index: u32) -> Result<()> {
-        let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        // SAFETY: a null vector names no memory.
-        match unsafe { self.uring.submitter().register_buffers_update(index, &[none], None) } {
-            // Somebody has unregistered the whole table: then the slot is empty.
-            Err(error) if error.raw_os_error() != Some(libc::ENXIO) => {
-                Err(Error::io(ErrorKind::Ring, &error, "emptying a slot"))
+    /// Puts a descriptor into a place of the table of files; -1 empties it.
+    fn register(&self, index: u32, fd: RawFd) -> Result<()> {
+        match self.uring.submitter().register_files_update(index, &[fd]) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::io(ErrorKind::Ring, &error, "attaching or detaching a file")),
+        }
+    }
+}
+
+/// Pushes requests to a ring; see [`Ring::queue`] for what holds of them.
+pub(super) fn push(uring: &mut IoUring, requests: &[Entry]) {
+    // SAFETY: the pool and the ranges of the slots live as long as requests need them, see `drain`, and
+    // are registered with this ring. Attached files stay so until the requests that name them have
+    // completed. Every completion is given to the slots by `complete`. What else requests name is the
+    // caller's to keep.
+    let pushed = unsafe { uring.submission().push_multiple(requests) };
+    debug_assert!(pushed.is_ok(), "there is room");
+}
+
+/// Puts memory into a place of the table of registered buffers; none empties it.
+///
+/// It is memory of a pool, of a region or of a provider. The kernel pins its pages, so it may even be
+/// unmapped while it is registered.
+pub(super) fn set_buffer(
+    submitter: &Submitter<'_>,
+    index: u16,
+    (base, len): (*mut u8, usize),
+) -> io::Result<()> {
+    let vector = libc::iovec { iov_base: base.cast(), iov_len: len };
+    // SAFETY: the kernel looks the memory up as it pins it, and fails where there is none. What is there
+    // is meant to be read from and written into through leases, as every caller has been promised by who
+    // gave it the memory.
+    unsafe { submitter.register_buffers_update(index.into(), &[vector], None) }.map(drop)
+}
+
+/// What is asked of the kernel, and waited for.
+impl Ring {
+    /// Sends a request of an engine's whose result is a new descriptor. `None`: it has failed.
+    fn ask_for_file(&mut self, request: Sqe) -> Result<Option<OwnedFd>> {
+        let result = self.ask(request)?;
+        // SAFETY: the engine's device has just made this descriptor for us.
+        Ok((result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result) }))
+    }
+
+    /// Sends a request of the ring's own and waits for its result. What else completes is kept for
+    /// `next_event`. What the request names must stay valid also after an error: it may still be
+    /// there.
+    pub(super) fn ask(&mut self, request: Sqe) -> Result<i32> {
+        self.asked = self.asked.wrapping_add(1);
+        self.answered = None;
+        self.push_own(request.entry(), ASK, u64::from(self.asked))?;
+        loop {
+            while let Some(event) = self.next_completion() {
+                self.keep(event);
             }
-            _ => Ok(()),
+            // It may have been among completions that had to be taken early.
+            if let Some(result) = self.answered.take() {
+                return Ok(result);
+            }
+            self.enter(1)?;
         }
     }
 
@@ -394,11 +420,8 @@ impl Ring {
     /// nothing; but who submits them may do so a little later (`SQPOLL`). Not for long: a completion
     /// can be lost (`EBADR`).
     pub(crate) fn end_cancellations(&mut self) -> Result<()> {
-        if self.cancelling.get() == 0 {
-            return Ok(());
-        }
         let deadline = Instant::now() + DRAIN;
-        while self.cancelling.get() > 0 {
+        while self.cancelling > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -409,87 +432,24 @@ impl Ring {
         Ok(())
     }
 
-    #[inline]
-    pub(crate) fn sweep(&mut self) {
-        if self.files.any_vacant() {
-            self.unregister_vacant();
-        }
-    }
-
-    #[cold]
-    fn unregister_vacant(&mut self) {
-        let names = |place| self.slots.watch(|note| Names::of(note).count(place), place);
-        while let Some(index) = self.files.next_vacant(names) {
-            // It fails where somebody has unregistered the whole table: then it is empty already.
-            let _ = self.register(u32::from(index), -1);
-        }
-    }
-
-    /// Asks the module for a descriptor that is bound to a file. `None`: the file cannot lend its
-    /// memory, or not to this process; then it is read.
-    pub(super) fn bind(&mut self, device: Target, fd: RawFd) -> Result<Option<OwnedFd>> {
-        let result = self.ask(&module_bind(device, fd), BIND)?;
-        if result < 0 {
-            return Ok(None);
-        }
-        // SAFETY: the module has just made this descriptor for us.
-        Ok(Some(unsafe { OwnedFd::from_raw_fd(result) }))
-    }
-
-    /// Sends a request of the ring's own and waits for its result. What else completes is kept for
-    /// `next_event`. What the request names must stay valid also after an error: it may still be
-    /// there.
-    pub(super) fn ask(&mut self, entry: &Entry, kind: u8) -> Result<i32> {
-        self.asked = self.asked.wrapping_add(1);
-        self.answered.set(None);
-        self.push_own(entry, kind, u64::from(self.asked))?;
-        loop {
-            while let Some(event) = self.next_completion() {
-                self.keep(event);
-                if let Some(result) = self.answered.take() {
-                    return Ok(result);
-                }
-            }
-            self.enter(1)?;
-            // It may have been among completions that had to be taken early.
-            if let Some(result) = self.answered.take() {
-                return Ok(result);
-            }
-        }
-    }
-
-    /// Puts a descriptor into a place of the table; -1 empties it.
-    pub(super) fn register(&self, index: u32, fd: RawFd) -> Result<()> {
-        match self.uring.submitter().register_files_update(index, &[fd]) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Error::io(ErrorKind::Ring, &error, "attaching or detaching a file")),
-        }
-    }
-
     /// Submits everything, and waits until so many completions are there that have not been taken.
     pub(crate) fn enter(&mut self, count: usize) -> Result<()> {
-        match self.uring.enter(count) {
-            Ok(_) => Ok(()),
-            Err(error) => self.enter_again(count, &error),
-        }
-    }
-
-    #[cold]
-    fn enter_again(&mut self, count: usize, error: &io::Error) -> Result<()> {
-        let mut count = count.saturating_sub(self.not_entered(error)?);
-        while let Err(error) = self.uring.enter(count) {
+        let mut count = count;
+        while let Err(error) = self.uring.submit_and_wait(count) {
             count = count.saturating_sub(self.not_entered(&error)?);
         }
         Ok(())
     }
 
-    /// The same, but waits no longer than this.
+    /// Submits everything, and waits until so many completions are there, but no longer than this.
     pub(crate) fn enter_for(&mut self, count: usize, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
         let mut count = count;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.uring.enter_for(count, &Timespec::from(left)) {
+            let time = Timespec::from(left);
+            let args = SubmitArgs::new().timespec(&time);
+            match self.uring.submitter().submit_with_args(count, &args) {
                 Err(error) if error.raw_os_error() != Some(libc::ETIME) => {
                     count = count.saturating_sub(self.not_entered(&error)?);
                 }
@@ -522,153 +482,137 @@ impl Ring {
     /// Makes room in the kernel's queue of completions: `next_completion` gives them later. How
     /// many there were.
     pub(super) fn take_completions(&mut self) -> usize {
-        self.uring.hold();
-        let before = self.early.len();
+        let before = self.taken.len();
         while let Some(event) = self.take_completion() {
-            self.early.push_back(event);
+            self.taken.push_back(event);
         }
-        self.early.len() - before
-    }
-
-    /// Drops an event that is kept for `next_event`, if it is there.
-    pub(super) fn forget(&mut self, wanted: impl Fn(&Event) -> bool) {
-        if let Some(place) = self.events.iter().position(wanted) {
-            self.events.remove(place);
-        }
-    }
-
-    /// Waits for an event. Others that come first are kept for `next_event`, unless they tell
-    /// nothing that a program could have asked for.
-    pub(super) fn wait_event(&mut self, wanted: impl Fn(&Event) -> bool) -> Result<Event> {
-        if let Some(place) = self.events.iter().position(&wanted)
-            && let Some(event) = self.events.remove(place)
-        {
-            return Ok(event);
-        }
-        loop {
-            while let Some(event) = self.next_completion() {
-                if wanted(&event) {
-                    return Ok(event);
-                }
-                self.keep(event);
-            }
-            self.flush()?;
-            self.enter(1)?;
-        }
-    }
-
-    pub(crate) fn next_completion(&mut self) -> Option<Event> {
-        if !self.early.is_empty() {
-            return self.early.pop_front();
-        }
-        self.take_completion()
-    }
-
-    /// The next completion that the kernel has left, and what it meant.
-    #[inline]
-    fn take_completion(&mut self) -> Option<Event> {
-        let completion = self.uring.next_completion()?;
-        self.complete(&completion)
-    }
-
-    /// What a completion meant.
-    #[inline(always)]
-    pub(super) fn complete(&self, completion: &cqueue::Entry) -> Option<Event> {
-        let (user_data, result) = (completion.user_data(), completion.result());
-        if let Some(event) = self.slots.complete_as_asked(user_data, result) {
-            return Some(event);
-        }
-        let mut event = None;
-        self.complete_otherwise(user_data, result, completion.flags(), &mut event);
-        event
-    }
-
-    // What is returned through memory stays there, also where this was not called.
-    #[cold]
-    fn complete_otherwise(
-        &self,
-        user_data: u64,
-        result: i32,
-        flags: u32,
-        event: &mut Option<Event>,
-    ) {
-        *event = self.slots.complete_for(user_data, result, flags, self);
+        self.taken.len() - before
     }
 }
 
-/// What the slots cannot know of a completion.
-impl Driver for Ring {
-    fn noted(&self, note: u32) {
-        self.files.ended(Names::of(note));
+/// What comes out.
+impl Ring {
+    /// Leaves an event for [`next_event`](Self::next_event).
+    pub(crate) fn keep(&mut self, event: Event) {
+        if event.is_told() {
+            self.kept.push_back(event);
+        }
     }
 
-    fn used(&self, token: u16) {
-        self.files.ended(Names::one(token));
+    /// Has nothing more told of a lease that is over but for what the network still holds of it.
+    pub(crate) fn mute(&mut self, lease: LeaseId) {
+        if self.slots.uses(lease) > 0 {
+            self.muted.push(lease);
+        }
     }
 
-    #[inline]
-    fn returned(&self, id: UseId) -> Event {
-        if self.is_muted(id.lease()) { Event::Pending } else { Event::Returned { id } }
+    /// Whether nobody is to be told what becomes of a use of this lease.
+    fn is_muted(&mut self, lease: LeaseId) -> bool {
+        let Some(place) = self.muted.iter().position(|other| *other == lease) else { return false };
+        if self.slots.uses(lease) == 0 {
+            self.muted.swap_remove(place);
+        }
+        true
     }
 
-    #[cold]
-    fn other(&self, user_data: u64, result: i32, flags: u32) -> Option<Event> {
-        Some(match driver_request(self.slots.tag(), user_data) {
+    /// The next completion, and what it meant; those that had to be taken early come first.
+    pub(crate) fn next_completion(&mut self) -> Option<Event> {
+        self.taken.pop_front().or_else(|| self.take_completion())
+    }
+
+    /// The next completion that the kernel has left, and what it meant.
+    fn take_completion(&mut self) -> Option<Event> {
+        let completion = self.uring.completion().next()?;
+        Some(self.complete(&completion))
+    }
+
+    /// What a completion meant; counts off the files that it names.
+    fn complete(&mut self, completion: &cqueue::Entry) -> Event {
+        let (user_data, result) = (completion.user_data(), completion.result());
+        let Some(event) = self.slots.complete(user_data, result, completion.flags()) else {
+            return self.complete_own(user_data, result, completion.flags());
+        };
+        match event {
+            Event::Fetched { lease: id, .. } | Event::Chained { id, .. } => {
+                let Names { source, sink } =
+                    std::mem::take(&mut self.names[usize::from(id.slot())]);
+                for place in source.into_iter().chain(sink) {
+                    self.files.done(place);
+                }
+            }
+            Event::Used { id, more: false, .. } => self.files.done(id.token()),
+            Event::Returned { id } => {
+                self.files.done(id.token());
+                if self.is_muted(id.lease()) {
+                    return Event::Pending;
+                }
+            }
+            _ => {}
+        }
+        event
+    }
+
+    fn complete_own(&mut self, user_data: u64, result: i32, flags: u32) -> Event {
+        match driver_request(self.slots.tag(), user_data) {
             Some((POLL, value)) => {
                 self.files.done((value >> 32) as u16);
                 Event::Ready { token: value as u32, result: Errno::check(result) }
             }
             Some((CANCEL_FILE, value)) => {
                 self.files.done(value as u16);
-                self.cancelling.set(self.cancelling.get() - 1);
+                self.cancelling -= 1;
                 Event::Pending
             }
-            Some((BIND | LOOK, value)) => {
+            Some((ASK, value)) => {
                 if value == u64::from(self.asked) {
-                    self.answered.set(Some(result));
+                    self.answered = Some(result);
                 }
                 Event::Pending
             }
             Some(_) => Event::Pending,
             None => Event::Foreign { user_data, result, flags },
-        })
+        }
     }
 }
 
 #[cold]
-fn elsewhere() -> Error {
-    Error::new(ErrorKind::WrongRing, "the lease belongs to another ring")
-}
-
-/// Queues requests of the ring's own slots.
-#[inline(always)]
-fn push<const COUNT: usize>(room: Room<'_, COUNT>, entries: &[Entry]) {
-    push_to(room.queue(entries.len()), entries);
-}
-
-/// Queues requests of the ring's own slots, for which there is room.
-#[inline(always)]
-fn push_to(queue: &mut SubmissionQueue<'_>, entries: &[Entry]) {
-    // SAFETY: the requests are of the slots of the ring that the queue belongs to (`Ring` has no
-    // other way here), whose pool is registered with it; their files are attached and stay so until
-    // they have completed; `next_event` gives every completion to the slots, and `Drop` keeps them as
-    // long as requests need them.
-    let pushed = unsafe { queue.push_multiple(entries) }.is_ok();
-    debug_assert!(pushed, "there is room");
-}
-
-#[cold]
-pub(super) fn queue_full() -> Error {
+fn queue_full() -> Error {
     Error::new(ErrorKind::QueueFull, "the submission queue is full and the kernel takes nothing")
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.uring.as_fd()
+    }
+}
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.uring.as_raw_fd()
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("slots", &self.slots)
+            .field("files", &self.files)
+            .field("events", &self.kept.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        self.drain();
-        self.unpin();
+        // A process that was forked off has a copy of a ring that is still the other one's.
+        if std::process::id() == self.process {
+            self.drain();
+            self.unpin();
+        }
     }
 }
 
+/// How it ends.
 impl Ring {
     /// Ends what is in flight, or sees to it that the memory stays which requests may still name.
     fn drain(&mut self) {
@@ -683,7 +627,8 @@ impl Ring {
         while self.slots.in_flight() > 0 && Instant::now() < deadline {
             // Again and again: a link may have gone on meanwhile to a request that was not there
             // to be cancelled. Two completions: the cancellation's own, and one that it brought.
-            let sent = self.push_own(&all, CANCEL, 0).and_then(|()| self.enter_for(2, DRAIN / 50));
+            let sent =
+                self.push_own(all.clone(), CANCEL, 0).and_then(|()| self.enter_for(2, DRAIN / 50));
             while self.next_completion().is_some() {}
             if sent.is_err() {
                 break;
@@ -696,25 +641,13 @@ impl Ring {
 
     /// Empties the table of buffers. The kernel closes a ring later than its descriptor, and what it
     /// has pinned would count against the next ring until then.
-    fn unpin(&self) {
-        // A process that was forked off has a copy of a ring that is still the other one's.
-        if std::process::id() != self.process {
-            return;
-        }
-        const NOTHING: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        let nothing = [NOTHING; 64];
-        let mut first = 0;
-        while first < self.buffers {
-            let some = &nothing[..nothing.len().min((self.buffers - first) as usize)];
-            // Not by taking the table away, for which some kernels wait until all requests have ended.
-            // SAFETY: null vectors name no memory. Requests in flight keep what they use.
-            let emptied =
-                unsafe { self.uring.submitter().register_buffers_update(first, some, None) };
+    fn unpin(&mut self) {
+        // Not by taking the table away, for which some kernels wait until all requests have ended.
+        for index in 0..self.places {
             // Somebody has unregistered the whole table: then it is empty.
-            if emptied.is_err() {
+            if set_buffer(&self.uring.submitter(), index, (ptr::null_mut(), 0)).is_err() {
                 return;
             }
-            first += some.len() as u32;
         }
     }
 }
@@ -722,9 +655,8 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::ChainOutcome;
-    use crate::consume::STREAM;
-    use crate::engine::Engine;
+    use crate::slots::chain::ChainOutcome;
+    use crate::slots::consume::STREAM;
 
     /// The kernel refuses an enter (`EBUSY`, `EAGAIN`) only where it is short of memory, which takes a
     /// kernel that can be made so; what is done about it can be tried all the same.

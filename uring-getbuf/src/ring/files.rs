@@ -2,11 +2,8 @@
 //! Attached files: the places of the ring's table of registered files, and who uses them.
 //!
 //! A place is given to another file only when no request that names it is left, because a linked
-//! request looks its file up when it runs, long after it was submitted.
-//!
-//! Waits are counted while they run. Fetches, chains and uses are not, which would cost every one
-//! of them something: the slots have it [noted](Names) which files they name, and are
-//! asked when a file is detached. Only those that still name it then are counted.
+//! request looks its file up when it runs, long after it was submitted. So every request that names a
+//! place is counted until its last completion.
 
 use std::cell::Cell;
 use std::fmt;
@@ -14,9 +11,9 @@ use std::rc::Rc;
 
 use io_uring::types::Fixed;
 
-use crate::engine::{Lent, Source};
+use crate::engine::Source;
 use crate::error::{Error, ErrorKind, Result};
-use crate::opcode::Target;
+use crate::request::Target;
 
 const NIL: u16 = u16::MAX;
 
@@ -24,48 +21,10 @@ const NIL: u16 = u16::MAX;
 struct Place {
     /// Next in the list of free places, or of those to be emptied.
     next: Cell<u16>,
-    /// Who names it: the [`Attached`], each wait in flight, and, once these are gone, each fetch,
-    /// chain and use that is [left](Self::left).
+    /// Who names it: the [`Attached`], and each request in flight.
     names: Cell<u32>,
-    /// Detached, and named by fetches, chains or uses that have not ended.
-    left: Cell<bool>,
     /// The place of the device's descriptor that is bound to this file, if there is one.
     bound: Cell<u16>,
-}
-
-/// The places that a fetch, a chain or a use names: the note in its slot, or its token.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Names {
-    source: u16,
-    sink: u16,
-}
-
-impl Names {
-    /// A fetch or a use.
-    #[inline]
-    pub(super) const fn one(place: u16) -> Self {
-        Self { source: place, sink: NIL }
-    }
-
-    #[inline]
-    pub(super) const fn chain(source: u16, sink: u16) -> Self {
-        Self { source, sink }
-    }
-
-    /// That of one place is its number.
-    #[inline]
-    pub(super) const fn note(self) -> u32 {
-        (!self.sink as u32) << 16 | self.source as u32
-    }
-
-    pub(super) const fn of(note: u32) -> Self {
-        Self { source: note as u16, sink: !(note >> 16) as u16 }
-    }
-
-    /// How often it names a place.
-    pub(super) const fn count(self, place: u16) -> u32 {
-        (self.source == place) as u32 + (self.sink == place) as u32
-    }
 }
 
 /// The table.
@@ -73,7 +32,7 @@ impl Names {
 pub(super) struct Files {
     places: Box<[Place]>,
     free: Cell<u16>,
-    /// Detached, but still registered; fetches, chains and uses may name them.
+    /// Those that nothing names any more, but whose file is still registered.
     vacant: Cell<u16>,
 }
 
@@ -82,7 +41,6 @@ impl Files {
         let place = |next| Place {
             next: Cell::new(if next < count { next } else { NIL }),
             names: Cell::new(0),
-            left: Cell::new(false),
             bound: Cell::new(NIL),
         };
         Rc::new(Self {
@@ -92,7 +50,6 @@ impl Files {
         })
     }
 
-    #[inline]
     fn place(&self, index: u16) -> &Place {
         &self.places[usize::from(index)]
     }
@@ -120,40 +77,18 @@ impl Files {
             Error::new(ErrorKind::NoFile, what)
         })?;
         self.begin(index);
-        Ok(Attached { files: Rc::clone(self), index, lent: Lent::Itself })
+        Ok(Attached { files: Rc::clone(self), index })
     }
 
-    /// A place whose file is to be unregistered now. It counts as free from here on. `names` says
-    /// how often fetches, chains and uses that have not ended name a place.
-    pub(super) fn next_vacant(&self, names: impl Fn(u16) -> u32) -> Option<u16> {
-        loop {
-            let index = self.pop(&self.vacant)?;
-            let place = self.place(index);
-            place.names.set(names(index));
-            if place.names.get() == 0 {
-                self.push(&self.free, index);
-                match place.bound.replace(NIL) {
-                    NIL => {}
-                    bound => self.done(bound),
-                }
-                return Some(index);
-            }
-            place.left.set(true);
+    /// A place whose file is to be unregistered now. It counts as free from here on.
+    pub(super) fn next_vacant(&self) -> Option<u16> {
+        let index = self.pop(&self.vacant)?;
+        self.push(&self.free, index);
+        match self.place(index).bound.replace(NIL) {
+            NIL => {}
+            bound => self.done(bound),
         }
-    }
-
-    /// A fetch, a chain or a use that names these has ended.
-    pub(super) fn ended(&self, names: Names) {
-        for index in [names.source, names.sink] {
-            if index != NIL && self.place(index).left.get() {
-                self.done(index);
-            }
-        }
-    }
-
-    #[inline]
-    pub(super) fn any_vacant(&self) -> bool {
-        self.vacant.get() != NIL
+        Some(index)
     }
 
     /// A request that names the place is on its way.
@@ -162,21 +97,27 @@ impl Files {
         names.set(names.get() + 1);
     }
 
-    /// It has completed.
+    /// It has had its last completion.
     pub(super) fn done(&self, index: u16) {
         let names = &self.place(index).names;
         names.set(names.get() - 1);
         if names.get() == 0 {
-            self.vacate(index);
+            self.push(&self.vacant, index);
         }
     }
 }
 
-impl Files {
-    #[cold]
-    fn vacate(&self, index: u16) {
-        self.place(index).left.set(false);
-        self.push(&self.vacant, index);
+/// Tells one ring from another.
+#[derive(Debug)]
+pub(crate) struct RingId(Rc<Files>);
+
+impl RingId {
+    pub(super) fn of(files: &Rc<Files>) -> Self {
+        Self(Rc::clone(files))
+    }
+
+    pub(super) fn is_of(&self, files: &Rc<Files>) -> bool {
+        Rc::ptr_eq(&self.0, files)
     }
 }
 
@@ -187,8 +128,6 @@ impl Files {
 pub struct Attached {
     files: Rc<Files>,
     index: u16,
-    /// As what it is lent: under the name that the module knows, if it was bound.
-    lent: Lent,
 }
 
 impl Attached {
@@ -199,29 +138,24 @@ impl Attached {
     }
 
     /// The place, if it is one of this table's.
-    #[inline(always)]
     pub(super) fn place_in(&self, files: &Rc<Files>) -> Result<u16> {
-        if Rc::ptr_eq(&self.files, files) { Ok(self.index) } else { Err(elsewhere()) }
+        if Rc::ptr_eq(&self.files, files) {
+            return Ok(self.index);
+        }
+        Err(Error::new(ErrorKind::WrongRing, "the file is attached to another ring"))
     }
-}
 
-impl Attached {
     /// The file as a sink.
-    #[inline(always)]
-    pub(super) fn target(&self) -> Target {
-        Fixed(u32::from(self.index)).into()
+    fn target(&self) -> Target {
+        Fixed(self.index()).into()
     }
 
-    /// The file as a source.
-    #[inline(always)]
+    /// The file as a source, under the name to which it is bound, if it is.
     pub(crate) fn source(&self) -> Source {
-        self.source_in(self.index)
-    }
-
-    /// The same for who has found out in which place it is.
-    #[inline(always)]
-    pub(super) fn source_in(&self, place: u16) -> Source {
-        Source::new(Fixed(u32::from(place)).into(), self.lent)
+        match self.files.place(self.index).bound.get() {
+            NIL => self.target().into(),
+            bound => Source::bound(self.target(), Fixed(bound.into())),
+        }
     }
 
     /// The file as a source that is read into the pool.
@@ -230,16 +164,14 @@ impl Attached {
     }
 
     /// Says that the device's descriptor in another place is bound to this file. It goes with it.
-    pub(super) fn set_bound(&mut self, bound: Attached) {
-        // Named by this place from now on, instead of by `bound`.
+    pub(super) fn set_bound(&mut self, bound: &Attached) {
+        // Named by this place from now on, as well as by `bound`.
         self.files.begin(bound.index);
         self.files.place(self.index).bound.set(bound.index);
-        self.lent = Lent::Bound(bound.target());
     }
 }
 
 impl From<&Attached> for Target {
-    #[inline(always)]
     fn from(file: &Attached) -> Self {
         file.target()
     }
@@ -257,11 +189,6 @@ impl fmt::Debug for Attached {
     }
 }
 
-#[cold]
-fn elsewhere() -> Error {
-    Error::new(ErrorKind::WrongRing, "the file is attached to another ring")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,41 +199,23 @@ mod tests {
         let file = files.take().unwrap();
         files.begin(0);
         drop(file);
-        assert!(!files.any_vacant());
+        assert_eq!(files.next_vacant(), None);
         assert_eq!(files.take().unwrap_err().kind(), ErrorKind::NoFile);
         files.done(0);
-        assert_eq!(files.next_vacant(|_| 0), Some(0));
-        assert_eq!(files.next_vacant(|_| 0), None);
+        assert_eq!(files.next_vacant(), Some(0));
+        assert_eq!(files.next_vacant(), None);
         assert_eq!(files.take().unwrap().index(), 0);
-    }
-
-    #[test]
-    fn nor_while_a_fetch_a_chain_or_a_use_does() {
-        let files = Files::new(2);
-        let (source, sink) = (files.take().unwrap(), files.take().unwrap());
-        let running = [Names::chain(0, 1), Names::one(0), Names::chain(1, 1)];
-        let names = |place| running.iter().map(|names| names.count(place)).sum();
-        drop(source);
-        assert_eq!(files.next_vacant(names), None);
-        drop(sink);
-        assert_eq!(files.next_vacant(names), None);
-        files.ended(Names::of(running[0].note()));
-        files.ended(running[2]);
-        assert_eq!(files.next_vacant(|place| running[1].count(place)), Some(1));
-        files.ended(running[1]);
-        assert_eq!(files.next_vacant(|_| 0), Some(0));
-        assert_eq!(files.next_vacant(|_| 0), None);
     }
 
     #[test]
     fn a_bound_place_goes_with_its_file() {
         let files = Files::new(2);
         let mut file = files.take().unwrap();
-        file.set_bound(files.take().unwrap());
-        assert!(!files.any_vacant());
+        file.set_bound(&files.take().unwrap());
+        assert_eq!(files.next_vacant(), None);
         assert_eq!(file.source(), Source::bound(Fixed(0), Fixed(1)));
         drop(file);
-        let mut vacant = [files.next_vacant(|_| 0), files.next_vacant(|_| 0)];
+        let mut vacant = [files.next_vacant(), files.next_vacant()];
         vacant.sort();
         assert_eq!(vacant, [Some(0), Some(1)]);
         let file = files.take().unwrap();

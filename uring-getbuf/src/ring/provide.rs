@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Leases of a provider's memory.
 
-use std::io;
 use std::rc::Rc;
 
-use io_uring::Submitter;
-
-use super::Ring;
+use super::drive::{Ring, set_buffer};
 use crate::error::Result;
-use crate::lease::{Installed, Lease};
 use crate::provider::{Provider, Region};
+use crate::slots::lease::{Installed, Lease};
 
 impl Ring {
     /// Registers a region: leases of its memory cost no system call from now on. It stays
@@ -18,12 +15,12 @@ impl Ring {
     /// # Errors
     ///
     /// [`NoRegion`](crate::ErrorKind::NoRegion) if there is no place left, see
-    /// [`Builder::regions`](super::Builder::regions); [`MemoryLimit`](crate::ErrorKind::MemoryLimit) if so
+    /// [`Builder::regions`](crate::ring::Builder::regions); [`MemoryLimit`](crate::ErrorKind::MemoryLimit) if so
     /// much cannot be pinned.
     pub fn register_region(&mut self, region: &Region) -> Result<()> {
         self.clear_vacated()?;
         let submitter = self.uring.submitter();
-        self.slots.add_region(region, |entry, base, len| register(submitter, entry, base, len))
+        self.slots.add_region(region, |entry, base, len| set_buffer(&submitter, entry, (base, len)))
     }
 
     /// Asks a provider for up to `len` bytes at `offset` of it. The lease can be used at once.
@@ -48,11 +45,11 @@ impl Ring {
         self.ask_provider(provider, offset, len, true)
     }
 
-    /// The same of a provider that may wait, and with it the whole thread.
+    /// Asks a provider that may wait, and with it the whole thread.
     ///
     /// # Errors
     ///
-    /// As [`fetch_provided`](Self::fetch_provided).
+    /// Those of [`fetch_provided`](Self::fetch_provided).
     pub fn fetch_provided_waiting(
         &mut self,
         provider: &Rc<dyn Provider>,
@@ -72,7 +69,7 @@ impl Ring {
         self.clear_vacated()?;
         let submitter = self.uring.submitter();
         self.slots.fetch_provided(provider, offset, len, nowait, |entry, base, len| {
-            register(submitter, entry, base, len)
+            set_buffer(&submitter, entry, (base, len))
         })
     }
 
@@ -80,11 +77,4 @@ impl Ring {
     fn clear_vacated(&mut self) -> Result<()> {
         if self.slots.has_requests() { self.flush() } else { Ok(()) }
     }
-}
-
-/// The memory stays allocated as long as a lease of it is used; the kernel pins its pages anyway.
-fn register(submitter: &Submitter<'_>, entry: u16, base: *mut u8, len: usize) -> io::Result<()> {
-    let vector = libc::iovec { iov_base: base.cast(), iov_len: len };
-    // SAFETY: the provider or the region has promised that this memory is allocated.
-    unsafe { submitter.register_buffers_update(u32::from(entry), &[vector], None) }.map(drop)
 }

@@ -9,12 +9,11 @@ use io_uring::opcode::LinkTimeout;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::Timespec;
 
-use super::drive::TIMEOUT;
-use super::files::Names;
-use super::{Attached, Ring};
-use crate::consume::{Consumer, SendFlags};
+use super::drive::{Ring, TIMEOUT};
+use super::files::Attached;
 use crate::error::Result;
-use crate::lease::{Fetched, Installed, Lease};
+use crate::slots::consume::{Consumer, SendFlags};
+use crate::slots::lease::{Fetched, Installed, Lease};
 use crate::slots::{LeaseId, UseId, driver_user_data};
 
 /// Queues requests that are cancelled when they take too long. Made by [`Ring::within`].
@@ -28,8 +27,8 @@ pub struct Within<'r> {
     limit: Duration,
 }
 
-/// The limits of requests that the kernel may not have seen yet.
-#[derive(Default)]
+/// The limits of requests that the kernel may not have seen yet. Empty until there is one.
+#[derive(Debug, Default)]
 pub(super) struct Limits {
     /// As many as the submission queue has entries, so that one is written to again only when the
     /// kernel has taken the request that names it.
@@ -65,7 +64,7 @@ impl Ring {
     /// What a request that is linked to it has as its limit.
     fn timeout(&mut self, limit: Duration) -> Entry {
         let entries = self.queue_capacity();
-        let limits = self.limits.get_or_insert_default();
+        let limits = &mut self.limits;
         if limits.times.is_empty() {
             limits.times = vec![Timespec::new(); entries].into();
         }
@@ -76,32 +75,32 @@ impl Ring {
         entry.user_data(driver_user_data(self.slots.tag(), TIMEOUT, 0))
     }
 
-    fn limit_fetch(&mut self, lease: LeaseId, limit: Duration) {
-        let slots = self.capacity();
-        let fetches = &mut self.limits.get_or_insert_default().fetches;
-        if fetches.is_empty() {
-            *fetches = vec![None; slots].into();
+    /// Pushes a request of the slots and its limit. There is room for both, and they become visible
+    /// together.
+    pub(super) fn push_limited(&mut self, entry: Entry, limit: Duration) {
+        let timeout = self.timeout(limit);
+        self.queue(&[entry.flags(Flags::IO_LINK), timeout]);
+    }
+}
+
+impl Limits {
+    fn fetch(&mut self, slots: usize, lease: LeaseId, limit: Duration) {
+        if self.fetches.is_empty() {
+            self.fetches = vec![None; slots].into();
         }
-        fetches[usize::from(lease.slot())] = Some((lease, limit));
+        self.fetches[usize::from(lease.slot())] = Some((lease, limit));
     }
 
     /// The limit of a request that the slots send once more.
-    pub(super) fn limit_of(&self, request: UseId) -> Option<Duration> {
-        let limits = self.limits.as_ref().filter(|_| request.is_fetch())?;
-        let (lease, limit) = (*limits.fetches.get(usize::from(request.lease().slot()))?)?;
+    pub(super) fn of(&self, request: UseId) -> Option<Duration> {
+        let timed = self.fetches.get(usize::from(request.lease().slot())).copied().flatten();
+        let (lease, limit) = timed.filter(|_| request.is_fetch())?;
         (lease == request.lease()).then_some(limit)
-    }
-
-    /// Pushes a request of the slots that has been counted, and its limit. There is room for both,
-    /// and they become visible together.
-    pub(super) fn push_limited(&mut self, entry: Entry, limit: Duration) {
-        let timeout = self.timeout(limit);
-        self.push_entries(&[entry.flags(Flags::IO_LINK), timeout]);
     }
 }
 
 impl Within<'_> {
-    /// As [`Ring::fetch`].
+    /// Queues a fetch; see [`Ring::fetch`].
     ///
     /// # Errors
     ///
@@ -110,14 +109,15 @@ impl Within<'_> {
         let Self { ring, limit } = self;
         let place = source.place_in(&ring.files)?;
         ring.make_room(2)?;
-        let note = Names::one(place).note();
-        let (lease, entry) = ring.slots.fetch_entry(source.source(), offset, len, note)?;
-        ring.limit_fetch(lease.id(), limit);
-        ring.push_limited(entry.entry(), limit);
+        let (lease, request) = ring.slots.fetch(source.source(), offset, len)?;
+        let entry = request.into_entry();
+        ring.limits.fetch(ring.slots.capacity(), lease.id(), limit);
+        ring.push_limited(entry, limit);
+        ring.name(lease.id(), place, None);
         Ok(lease)
     }
 
-    /// As [`Ring::write`].
+    /// Queues a write; see [`Ring::write`].
     ///
     /// # Errors
     ///
@@ -132,7 +132,7 @@ impl Within<'_> {
         self.consume(lease, range, sink, Consumer::Write { sink: sink.into(), offset })
     }
 
-    /// As [`Ring::send`].
+    /// Queues a send; see [`Ring::send`].
     ///
     /// # Errors
     ///
@@ -147,7 +147,7 @@ impl Within<'_> {
         self.consume(lease, range, sink, Consumer::Send { sink: sink.into(), flags })
     }
 
-    /// As [`Ring::send_zc`]. The limit is that of the result, not that of the notification.
+    /// Queues a zero-copy send; see [`Ring::send_zc`]. The limit is that of the result, not that of the notification.
     ///
     /// # Errors
     ///
@@ -173,10 +173,10 @@ impl Within<'_> {
         ring.check(lease)?;
         let place = sink.place_in(&ring.files)?;
         ring.make_room(2)?;
-        let entry = lease.consume_entry(lease.range(range)?, consumer, place)?;
-        let id = UseId::of(entry.user_data);
-        ring.push_limited(entry.entry(), limit);
-        Ok(id)
+        let request = lease.request(lease.range(range)?, consumer, place)?;
+        ring.push_limited(request.entry(), limit);
+        ring.files.begin(place);
+        Ok(UseId::of(request.user_data))
     }
 }
 

@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the slots tell their driver.
 
-use static_assertions::assert_eq_size;
-
+use super::chain::ChainOutcome;
 use super::ident::{LeaseId, UseId};
-use crate::chain::ChainOutcome;
 use crate::error::{Errno, Result};
 
 /// What a completion meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-// The order of the fields is that in memory: what the frequent events have in common is in the same
-// places, so that telling them apart takes one comparison and moves nothing.
-#[repr(u32)]
 pub enum Event {
     /// A fetch is done: the bytes that are in the slot (0 at end of file), or the error.
     Fetched {
@@ -69,8 +64,6 @@ pub enum Event {
         flags: u32,
     },
 }
-
-assert_eq_size!(Option<Event>, [u64; 3]);
 
 impl Event {
     /// Whether it tells something that a program could have asked for.

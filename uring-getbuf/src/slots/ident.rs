@@ -1,31 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The names that travel through the kernel: what a `user_data` of ours says.
+//! The names that travel through the kernel: what a `user_data` of the slots says.
+//!
+//! From the top: tag 8, kind 4, sequence 8, token 16, generation 14, slot 14 bits.
 
 use std::fmt;
 
-/// `user_data`, from the top: tag 8, kind 4, sequence 8, token 16, generation 14, slot 14 bits.
-pub(super) mod user_data {
-    pub(in crate::slots) const SLOT: u64 = (1 << GENERATION_SHIFT) - 1;
-    pub(in crate::slots) const GENERATION_SHIFT: u32 = 14;
-    /// Slot and generation.
-    pub(in crate::slots) const LEASE: u64 = (1 << TOKEN_SHIFT) - 1;
-    /// What all requests of a lease have in common: tag, slot, generation, and kinds of ours.
-    pub(in crate::slots) const NAME: u64 = 0x1ff << (TAG_SHIFT - 1) | LEASE;
-    pub(in crate::slots) const TOKEN: u64 = 0xffff << TOKEN_SHIFT;
-    pub(in crate::slots) const TOKEN_SHIFT: u32 = 28;
-    pub(in crate::slots) const SEQUENCE_SHIFT: u32 = 44;
-    pub(in crate::slots) const KIND_SHIFT: u32 = 52;
-    pub(in crate::slots) const TAG_SHIFT: u32 = 56;
-}
+const SLOT: u64 = (1 << GENERATION_SHIFT) - 1;
+const GENERATION_SHIFT: u32 = 14;
+/// Slot and generation.
+const LEASE: u64 = (1 << TOKEN_SHIFT) - 1;
+const TOKEN: u64 = 0xffff << TOKEN_SHIFT;
+const TOKEN_SHIFT: u32 = 28;
+const SEQUENCE_SHIFT: u32 = 44;
+const KIND_SHIFT: u32 = 52;
+const TAG_SHIFT: u32 = 56;
 
-/// What a request of ours is.
+/// From here on kinds belong to whoever drives the slots.
+const DRIVER_KINDS: u8 = 8;
+
+/// What a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
     Fetch,
     /// A use that borrows the slot's array of ranges.
     UseRanges,
-    /// Even, see [`next_use`].
     Use,
     Release,
     ChainFetch,
@@ -34,72 +33,82 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    #[inline]
-    pub(super) const fn of(user_data: u64) -> Option<Self> {
-        Some(match user_data >> user_data::KIND_SHIFT & 15 {
-            0 => Self::Fetch,
-            1 => Self::UseRanges,
-            2 => Self::Use,
-            3 => Self::Release,
-            4 => Self::ChainFetch,
-            5 => Self::ChainUse,
-            6 => Self::ChainRelease,
-            _ => return None,
-        })
-    }
+    const ALL: [Self; 7] = [
+        Self::Fetch,
+        Self::UseRanges,
+        Self::Use,
+        Self::Release,
+        Self::ChainFetch,
+        Self::ChainUse,
+        Self::ChainRelease,
+    ];
 }
 
-/// The upper half of the name of a [`Use`](Kind::Use) with the next sequence number.
-#[inline(always)]
-pub(super) const fn next_use(upper: u32) -> u32 {
-    const ONE: u32 = 1 << (user_data::SEQUENCE_SHIFT - 32);
-    const CARRY: u32 = 1 << (user_data::KIND_SHIFT - 32);
-    (upper + ONE) & !CARRY
+/// Whether a `user_data` is that of a request of the slots with this tag.
+#[inline]
+pub(super) const fn is_claimed(tag: u8, user_data: u64) -> bool {
+    is_tagged(tag, user_data) && kind_of(user_data) < DRIVER_KINDS
 }
 
-/// That of the first one.
-pub(super) const FIRST_USE: u32 = (Kind::Use as u32) << (user_data::KIND_SHIFT - 32);
+#[inline]
+const fn is_tagged(tag: u8, user_data: u64) -> bool {
+    user_data >> TAG_SHIFT == tag as u64
+}
 
-/// From here on kinds belong to whoever drives the slots.
-pub(super) const DRIVER_KINDS: u8 = 8;
+#[inline]
+const fn kind_of(user_data: u64) -> u8 {
+    (user_data >> KIND_SHIFT) as u8 & 15
+}
 
-/// Makes the `user_data` of a driver's own request, which [`Slots::claims`] refuses.
+/// Makes the `user_data` of a driver's own request, which the slots do not claim.
 pub(crate) const fn driver_user_data(tag: u8, kind: u8, value: u64) -> u64 {
-    (tag as u64) << user_data::TAG_SHIFT
-        | ((DRIVER_KINDS + kind) as u64) << user_data::KIND_SHIFT
-        | value
+    (tag as u64) << TAG_SHIFT | ((DRIVER_KINDS + kind) as u64) << KIND_SHIFT | value
 }
 
 /// The kind and the value of a driver's own request, if it is one.
 pub(crate) const fn driver_request(tag: u8, user_data: u64) -> Option<(u8, u64)> {
-    let kind = (user_data >> user_data::KIND_SHIFT) as u8 & 15;
-    if (user_data >> user_data::TAG_SHIFT) as u8 == tag && kind >= DRIVER_KINDS {
-        Some((kind - DRIVER_KINDS, user_data & ((1 << user_data::KIND_SHIFT) - 1)))
+    if is_tagged(tag, user_data) && kind_of(user_data) >= DRIVER_KINDS {
+        Some((kind_of(user_data) - DRIVER_KINDS, user_data & ((1 << KIND_SHIFT) - 1)))
     } else {
         None
     }
 }
 
-/// The `user_data` of a lease's fetch.
-pub(crate) const fn fetch_user_data(tag: u8, lease: LeaseId) -> u64 {
-    (tag as u64) << user_data::TAG_SHIFT | (Kind::Fetch as u64) << user_data::KIND_SHIFT | lease.0
-}
-
 /// Names a lease without holding it: a slot, and which of its lives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-// A word, so that a result with it travels in registers.
-pub struct LeaseId(u64);
+pub struct LeaseId(u32);
 
 impl LeaseId {
-    /// The slot, counted from 0. It is not the index in the ring's table of registered buffers.
+    /// The life after this one has the next number; they come round after 2^14.
     #[inline]
-    #[must_use]
-    pub const fn slot(self) -> u16 {
-        (self.0 & user_data::SLOT) as u16
+    pub(super) const fn new(slot: u16, life: u16) -> Self {
+        Self((life as u32) << GENERATION_SHIFT & LEASE as u32 | slot as u32)
     }
 
-    pub(super) const fn generation(self) -> u16 {
-        (self.0 >> user_data::GENERATION_SHIFT) as u16
+    /// The slot, counted from 0. It is not the index in the ring's table of registered buffers.
+    #[must_use]
+    #[inline]
+    pub const fn slot(self) -> u16 {
+        (self.0 & SLOT as u32) as u16
+    }
+
+    const fn generation(self) -> u16 {
+        (self.0 >> GENERATION_SHIFT) as u16
+    }
+
+    /// The name of a request of this lease.
+    #[inline]
+    pub(super) const fn request(self, tag: u8, kind: Kind, sequence: u8, token: u16) -> u64 {
+        (tag as u64) << TAG_SHIFT
+            | (kind as u64) << KIND_SHIFT
+            | (sequence as u64) << SEQUENCE_SHIFT
+            | (token as u64) << TOKEN_SHIFT
+            | self.0 as u64
+    }
+
+    /// The `user_data` of its fetch.
+    pub(crate) const fn fetch(self, tag: u8) -> u64 {
+        self.request(tag, Kind::Fetch, 0, 0)
     }
 }
 
@@ -123,42 +132,44 @@ impl UseId {
     }
 
     /// Whether it is the fetch itself.
+    #[inline]
     pub(crate) const fn is_fetch(self) -> bool {
-        matches!(Kind::of(self.0), Some(Kind::Fetch))
+        kind_of(self.0) == Kind::Fetch as u8
     }
 
     /// What the request itself carries.
+    #[inline]
     pub(crate) const fn user_data(self) -> u64 {
         self.0
     }
 
     /// The lease that is used.
-    #[inline]
     #[must_use]
+    #[inline]
     pub const fn lease(self) -> LeaseId {
-        LeaseId(self.0 & user_data::LEASE)
-    }
-
-    /// The same as one of another kind.
-    pub(super) const fn with(self, kind: Kind) -> u64 {
-        self.0 & !(15 << user_data::KIND_SHIFT) | (kind as u64) << user_data::KIND_SHIFT
+        LeaseId((self.0 & LEASE) as u32)
     }
 
     #[inline]
-    pub(super) const fn kind(self) -> Option<Kind> {
-        Kind::of(self.0)
+    pub(super) fn kind(self) -> Option<Kind> {
+        Kind::ALL.get(usize::from(kind_of(self.0))).copied()
     }
 
-    /// Which of the lease's uses.
+    /// Which of the lease's uses, or which engine's attempt at a chain.
     #[inline]
     pub(super) const fn sequence(self) -> u8 {
-        (self.0 >> user_data::SEQUENCE_SHIFT) as u8
+        (self.0 >> SEQUENCE_SHIFT) as u8
     }
 
     /// What [`Prepared::token`](super::Prepared::token) gave to the request, 0 if nothing did.
-    #[inline]
     #[must_use]
+    #[inline]
     pub const fn token(self) -> u16 {
-        (self.0 >> user_data::TOKEN_SHIFT) as u16
+        (self.0 >> TOKEN_SHIFT) as u16
+    }
+
+    #[inline]
+    pub(super) const fn with_token(self, token: u16) -> Self {
+        Self(self.0 & !TOKEN | (token as u64) << TOKEN_SHIFT)
     }
 }

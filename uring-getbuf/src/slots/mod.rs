@@ -9,17 +9,17 @@
 //!
 //! ```text
 //!                fetch()             completion, n bytes          lease let go
-//!      free ---------------> fetching ------------------> ready ---------------> emptying
+//!      free ---------------> fetching ------------------> full ----------------> emptying
 //!        ^                      |                                                   |
 //!        |                      | error, or nothing there (end of file)             |
 //!        +----------------------+<--------------------------------------------------+
 //!                                      release done, every use done
 //! ```
 //!
-//! A slot is free again only when no [`Lease`] names it, the kernel holds no
-//! buffer in it, and every request that named it has had its last completion. Whatever happens in
-//! between - a lease dropped before its fetch is done, a request that was never pushed, a release
-//! while consumers run - ends there; see `Slot::settle` in `slot.rs`, the only way back to the free list.
+//! A slot is free again only when no [`Lease`] names it, the kernel holds no buffer in it, and every
+//! request that named it has had its last completion. Whatever happens in between ends there: a lease
+//! dropped before its fetch is done, a request that was never pushed, a release while consumers run.
+//! `machine.rs` has the whole life, and the one function that makes each of its steps.
 //!
 //! # Sharing a ring
 //!
@@ -27,40 +27,39 @@
 //! builder was told otherwise). Pointers and small numbers have 0 there, so other requests on the
 //! same ring are told apart by [`Slots::claims`].
 
-mod complete;
+pub mod chain;
+pub mod consume;
 mod event;
 mod ident;
+pub mod lease;
+mod machine;
+mod plan;
 mod prepared;
-mod provided;
-mod slot;
 mod table;
-mod uses;
-mod values;
 
+use std::io;
+use std::mem;
 use std::rc::Rc;
-use std::{io, mem};
 
-use io_uring::squeue::Entry;
+use chain::Chain;
+use lease::{Fetched, Installed, Lease, State};
+use table::Core;
 
-use crate::chain::Chain;
-use crate::engine::{Engine, Lender, Source};
+use crate::engine::copy::{Copying, Pool};
+use crate::engine::provided::Provided;
+use crate::engine::{Engine, Found, Room, Source, Traits};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Fetched, Installed, Lease, State};
-use crate::opcode::{Sqe, Target};
-use crate::pool::Pool;
 use crate::probe::{Features, Support};
 use crate::provider::{Provider, Region};
+use crate::request::Target;
 
 pub use event::{Event, Stats};
 pub use ident::{LeaseId, UseId};
+pub use plan::Plan;
 pub use prepared::{Clear, Outgoing, Prepared, PreparedChain};
 
-pub(crate) use ident::{driver_request, driver_user_data, fetch_user_data};
-pub(crate) use slot::Slot;
-pub(crate) use table::{Core, Driver};
-use table::{Lending, Table};
-#[doc(hidden)]
-pub use values::{Found, Miss, Values};
+pub(crate) use ident::{driver_request, driver_user_data};
+pub(crate) use table::MOST_LINKED;
 
 /// Most slots that a table can have (`IORING_MAX_REG_BUFFERS`).
 pub const MAX_SLOTS: u16 = 1 << 14;
@@ -71,15 +70,25 @@ pub const DEFAULT_TAG: u8 = 0xb5;
 /// The slot table of one ring. See the [module](self).
 #[derive(Debug)]
 pub struct Slots {
-    table: Table,
+    core: Rc<Core>,
 }
 
-/// Makes [`Slots`].
+/// An engine that has slots of its own in the ring's table.
+#[derive(Debug)]
+struct Lending {
+    engine: Engine,
+    found: Found,
+    device: Option<Target>,
+    first: u16,
+    count: u16,
+}
+
+/// Makes [`Slots`]. A [`Plan`] makes them, too, and divides the ring's table.
 #[derive(Debug)]
 #[must_use]
 pub struct Builder {
-    lending: Option<(Lending, u16)>,
-    replace: bool,
+    lending: Option<Lending>,
+    hand_over: bool,
     pool: Option<(Pool, u16)>,
     regions: Option<(u16, u16)>,
     features: Features,
@@ -87,53 +96,55 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// A pool for the copy engine, registered at `index` of the ring's table.
+    /// Gives the copy engine a pool, registered at `index` of the ring's table.
     pub fn pool(mut self, pool: Pool, index: u16) -> Self {
         self.pool = Some((pool, index));
         self
     }
 
-    /// `count` slots from `first` of the ring's table for leases of kernel memory through the
-    /// requests with these opcodes. Without `PUT_BUF` slots are emptied by updates of the table,
+    /// Reserves `count` slots from `first` of the ring's table for leases of kernel memory, through
+    /// the requests with these opcodes. Without `PUT_BUF` slots are emptied by updates of the table,
     /// see [`Outgoing::Clear`].
     pub fn opcode(self, get_buf: u8, put_buf: Option<u8>, first: u16, count: u16) -> Self {
-        self.lending(Lender::Opcode { get_buf, put_buf }, first, count)
+        let found = Found { opcodes: Some((get_buf, put_buf)), links: self.features.linked_fetch };
+        self.lending(Engine::Opcode, found, None, first, count)
     }
 
-    /// The same through `/dev/getbuf`, which `device` names.
+    /// Reserves `count` slots from `first` of the ring's table for leases of kernel memory, through
+    /// `/dev/getbuf`, which `device` names.
     pub fn module(self, device: impl Into<Target>, first: u16, count: u16) -> Self {
-        self.lending(Lender::Module { device: device.into() }, first, count)
-    }
-
-    /// Does not empty a slot of kernel memory when its lease is released: the next fetch into it
-    /// replaces what is there (`IORING_GET_BUF_REPLACE`), which saves a request for each lease.
-    /// The price: what the last leases held stays pinned, and its file busy, until slots are used
-    /// again, [trimmed](Slots::trim), or the ring is closed.
-    pub fn replace(mut self, yes: bool) -> Self {
-        self.replace = yes;
-        self
+        let device = Some(device.into());
+        self.lending(Engine::Module, Found::default(), device, first, count)
     }
 
     /// Whether the fetch of a [`Chain`] hands its buffer to the consumer, which saves the request that
-    /// releases ([`GetBuf::linked`](crate::opcode::GetBuf::linked)). Only with
-    /// [`opcode`](Self::opcode), and not with [`replace`](Self::replace). Default: where the kernel can.
+    /// releases ([`GetBuf::linked`](crate::request::GetBuf::linked)). Only with
+    /// [`opcode`](Self::opcode). Default: where the kernel can.
     pub fn hand_over(mut self, yes: bool) -> Self {
-        self.features.linked_fetch = yes;
+        self.hand_over = yes;
         self
     }
 
-    fn lending(mut self, lender: Lender, first: u16, count: u16) -> Self {
-        self.lending = Some((Lending::new(lender, first), count));
+    fn lending(
+        mut self,
+        engine: Engine,
+        found: Found,
+        device: Option<Target>,
+        first: u16,
+        count: u16,
+    ) -> Self {
+        self.lending = Some(Lending { engine, found, device, first, count });
         self
     }
 
-    /// `count` entries of the ring's table, from `first` on, for memory of [providers](crate::provider).
+    /// Reserves `count` entries of the ring's table, from `first` on, for memory of
+    /// [providers](crate::provider).
     pub fn regions(mut self, first: u16, count: u16) -> Self {
         self.regions = Some((first, count));
         self
     }
 
-    /// The top byte of every `user_data`. It must differ from that of all other requests on the
+    /// Sets the top byte of every `user_data`. It must differ from that of all other requests on the
     /// ring. Default [`DEFAULT_TAG`].
     pub fn tag(mut self, tag: u8) -> Self {
         self.tag = tag;
@@ -145,42 +156,60 @@ impl Builder {
     /// # Errors
     ///
     /// [`InvalidInput`](ErrorKind::InvalidInput): neither pool nor lender, more slots than a table
-    /// can have, or a pool with fewer blocks than there are slots.
+    /// can have, places beyond the end of a table, or a pool with fewer blocks than there are slots.
     pub fn build(self) -> Result<Slots> {
         let invalid = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
         let blocks = self.pool.as_ref().map(|(pool, _)| pool.blocks());
-        let count = match (self.lending, blocks) {
+        let count = match (&self.lending, blocks) {
             (None, None) => {
                 return invalid("slots need a pool or an engine that lends memory".into());
             }
-            (None, Some(blocks)) => blocks,
-            (Some((_, count)), Some(blocks)) if blocks < count => {
+            (Some(Lending { count, .. }), Some(blocks)) if blocks < *count => {
                 return invalid(format!(
                     "a pool of {blocks} blocks cannot stand in for {count} slots"
                 ));
             }
-            (Some((_, count)), _) => count,
+            (Some(Lending { count, .. }), _) => *count,
+            (None, Some(blocks)) => blocks,
         };
         if count == 0 || count > MAX_SLOTS {
             return invalid(format!("{count} slots: there can be 1 to {MAX_SLOTS}"));
         }
-        let lending = self
-            .lending
-            .map(|(lending, _)| lending.ending(self.replace, self.features.linked_fetch));
-        let table = Table::new(count, lending, self.pool, self.regions, self.features, self.tag);
-        Ok(Slots { table })
+        let places = self.lending.iter().map(|lending| (lending.first, count));
+        for (first, count) in places.chain(self.regions) {
+            if first.checked_add(count).is_none() {
+                return invalid(format!(
+                    "{count} places from {first} of the ring's table: it has at most {}",
+                    u16::MAX
+                ));
+            }
+        }
+        let mut rooms: Vec<Box<dyn Room>> = Vec::new();
+        if let Some(Lending { engine, found, device, first, .. }) = self.lending {
+            let found = Found { links: self.hand_over && found.opcodes.is_some(), ..found };
+            rooms.extend(engine.room(found, device, first));
+        }
+        let mut max_fetch = i32::MAX as u32;
+        if let Some((pool, index)) = self.pool {
+            max_fetch = pool.block_size();
+            rooms.push(Box::new(Copying { pool, index }));
+        }
+        let provided = self.regions.map(|(first, regions)| Provided::new(count, first, regions));
+        let core = Core::new(count, rooms, provided, max_fetch, self.features, self.tag);
+        Ok(Slots { core })
     }
 }
 
 impl Slots {
     /// Starts with what the running kernel can do.
     pub fn builder(support: &Support) -> Builder {
+        let features = support.features();
         Builder {
             lending: None,
-            replace: false,
+            hand_over: features.linked_fetch,
             pool: None,
             regions: None,
-            features: support.features(),
+            features,
             tag: DEFAULT_TAG,
         }
     }
@@ -193,44 +222,18 @@ impl Slots {
     /// # Errors
     ///
     /// [`NoSlot`](ErrorKind::NoSlot); [`InvalidInput`](ErrorKind::InvalidInput) if `len` is 0, or
-    /// more than a block of the pool where the pool may have to serve it.
-    #[inline(always)]
+    /// more than a block of the pool where the pool may have to serve it;
+    /// [`Unavailable`](ErrorKind::Unavailable) if the source cannot lend its memory and there is no
+    /// pool.
+    #[inline]
     pub fn fetch(
         &self,
         source: impl Into<Source>,
         offset: u64,
         len: u32,
     ) -> Result<(Lease<Fetched>, Prepared<'_>)> {
-        let (held, slot, request) = self.table.fetch(source.into(), offset, len)?;
-        Ok((Lease::new(held), slot.prepare(request)))
-    }
-
-    /// As [`fetch`](Self::fetch), and pushes the request. The driver is given `note` back when the
-    /// fetch has ended.
-    #[inline(always)]
-    pub(crate) fn start_fetch(
-        &self,
-        source: impl Fn() -> Source,
-        bytes: (u64, u32),
-        note: u32,
-        push: impl FnOnce(Sqe),
-    ) -> Result<Lease<Fetched>> {
-        Ok(Lease::new(self.table.start_fetch(source, bytes, note, push)?))
-    }
-
-    /// As [`fetch`](Self::fetch), for a driver that has made sure that it can push the request. It
-    /// is given `note` back when the fetch has ended.
-    #[inline(always)]
-    pub(crate) fn fetch_entry(
-        &self,
-        source: Source,
-        offset: u64,
-        len: u32,
-        note: u32,
-    ) -> Result<(Lease<Fetched>, Sqe)> {
-        let (held, slot, request) = self.table.fetch(source, offset, len)?;
-        slot.note.set(note);
-        Ok((Lease::new(held), request))
+        let (id, request) = self.core.fetch(source.into(), offset, len)?;
+        Ok((Lease::fetched(&self.core, id), Prepared::new(&self.core, request)))
     }
 
     /// Reserves a slot and prepares a whole [`Chain`]: fetch, consume and release as linked
@@ -238,92 +241,50 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// As [`fetch`](Self::fetch); [`Unavailable`](ErrorKind::Unavailable) if the kernel does not
-    /// have the consumer.
-    #[inline(always)]
+    /// Those of [`fetch`](Self::fetch); [`Unavailable`](ErrorKind::Unavailable) if the kernel does
+    /// not have the consumer.
+    #[inline]
     pub fn chain(&self, chain: Chain) -> Result<(LeaseId, PreparedChain<'_>)> {
-        let chain = self.table.chain(chain, 0)?;
-        Ok((chain.slot.id(), PreparedChain::new(chain, false)))
+        let id = self.core.chain(chain)?;
+        Ok((id, PreparedChain::new(&self.core, id)))
     }
 
-    /// How many requests a [`Chain`] from this source will be: what [`PreparedChain::len`] says of
-    /// it, without a chain.
-    #[inline]
+    /// How many requests a [`Chain`] will be: what [`PreparedChain::len`] says of it, without a slot.
     #[must_use]
-    pub fn chain_len(&self, source: impl Into<Source>) -> usize {
-        self.table.chain_len_from(source.into())
+    pub fn chain_len(&self, chain: &Chain) -> usize {
+        self.core.chain_len(chain)
     }
 
     /// Whether a completion with this `user_data` is for [`complete`](Self::complete).
-    #[inline]
     #[must_use]
+    #[inline]
     pub fn claims(&self, user_data: u64) -> bool {
-        self.table.claims(user_data)
+        self.core.claims(user_data)
     }
 
     /// Takes a completion and says what it meant; `None` if it is not ours.
     ///
-    /// `result` and `flags` are `cqe->res` and `cqe->flags`.
-    #[inline(always)]
+    /// `result` and `flags` are `cqe->res` and `cqe->flags`. Whoever [pushes](Prepared::push) requests
+    /// promises to give their completions here, once each, and none that the kernel has not posted. A
+    /// completion that was made up can make a lease look installed, or a slot free, before it is; it
+    /// never makes this crate touch memory that is not its own.
+    #[inline]
     pub fn complete(&self, user_data: u64, result: i32, flags: u32) -> Option<Event> {
-        self.complete_for(user_data, result, flags, &())
-    }
-
-    /// The same for a driver of its own.
-    #[inline(always)]
-    pub(crate) fn complete_for(
-        &self,
-        user_data: u64,
-        result: i32,
-        flags: u32,
-        driver: &impl Driver,
-    ) -> Option<Event> {
-        self.table.complete(user_data, result, flags, driver)
-    }
-
-    /// The same for what was awaited and has gone as asked. `None`: nothing has happened, and it is for
-    /// [`complete_for`](Self::complete_for).
-    #[inline(always)]
-    pub(crate) fn complete_as_asked(&self, user_data: u64, result: i32) -> Option<Event> {
-        self.table.named(user_data)?.as_asked(user_data, result)
-    }
-
-    /// Reserves a slot and pushes a whole chain. `push` is given two or three requests.
-    #[inline(always)]
-    pub(crate) fn start_chain(
-        &self,
-        chain: Chain,
-        note: u32,
-        push: impl FnOnce(&[Entry]),
-    ) -> Result<LeaseId> {
-        let chain = self.table.chain(chain, note)?;
-        chain.requests(push);
-        Ok(chain.slot.id())
-    }
-
-    /// Has the driver told when fetches and chains end whose notes `counts` counts, and uses with this
-    /// token; the sum.
-    pub(crate) fn watch(&self, counts: impl Fn(u32) -> u32, token: u16) -> u32 {
-        self.table.watch(counts, token)
+        self.core.complete(user_data, result, flags)
     }
 
     /// The next request that the slots themselves need sent: the release of a lease that was let
     /// go, or a fetch that has to go through the pool after all. Push them before every submit.
-    #[inline(always)]
+    #[inline]
     pub fn next_request(&self) -> Option<Outgoing<'_>> {
-        self.table.next_request()
+        self.core.next_unsent().map(|unsent| Outgoing::of(&self.core, unsent))
     }
 
     /// Whether [`next_request`](Self::next_request) has something.
-    #[inline]
     #[must_use]
+    #[inline]
     pub fn has_requests(&self) -> bool {
-        self.table.has_requests()
-    }
-
-    /// Has what replaced slots still hold released; see [`Builder::replace`].
-    pub fn trim(&self) {
-        self.table.trim();
+        self.core.has_requests()
     }
 
     /// Makes a region known. `register` registers the memory that it is given (base and length in
@@ -336,25 +297,16 @@ impl Slots {
     pub fn add_region(
         &self,
         region: &Region,
-        register: impl FnOnce(u16, *mut u8, usize) -> io::Result<()>,
+        register: impl FnMut(u16, *mut u8, usize) -> io::Result<()>,
     ) -> Result<()> {
-        let provided = self.table.provided()?;
-        let entry = provided.take_entry()?;
-        match register(entry, region.base(), region.len()) {
-            Ok(()) => provided.add_region(region, entry),
-            Err(error) => {
-                provided.return_entry(entry);
-                return Err(provided::refused(&error, region.len()));
-            }
-        }
-        Ok(())
+        self.core.provided()?.add_region(region, register)
     }
 
     /// The next entry of the ring's table that a released lease of a provider has left, and that can
     /// serve another one when it is emptied. [`next_request`](Self::next_request) tells of them,
     /// too.
     pub fn next_vacated(&self) -> Option<Clear<'_>> {
-        self.table.next_vacated()
+        self.core.next_vacated().map(|entry| Clear::vacated(&self.core, entry))
     }
 
     /// Asks a [provider](Provider) for up to `len` bytes at `offset`. The lease can be used at once;
@@ -378,87 +330,83 @@ impl Slots {
         nowait: bool,
         register: impl FnMut(u16, *mut u8, usize) -> io::Result<()>,
     ) -> Result<Option<Lease<Installed>>> {
-        let slot = self.table.provide(provider, (offset, len), nowait, register)?;
-        Ok(slot.map(Lease::provided))
-    }
-
-    /// The same slots for the C library, which has values instead of leases.
-    #[doc(hidden)]
-    #[inline(always)]
-    pub fn values(&self) -> Values<'_> {
-        Values(&self.table)
+        let id = self.core.provide(provider, (offset, len), nowait, register)?;
+        Ok(id.map(|id| Lease::filled(&self.core, id)))
     }
 
     /// How many slots there are.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.table.capacity()
+        self.core.capacity()
     }
 
     /// How many of them are free.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.table.free()
+        self.core.free()
     }
 
     /// The engine that serves a fetch unless its source cannot lend its memory.
     #[must_use]
     pub fn engine(&self) -> Engine {
-        self.table.engine()
+        self.core.first().origin().engine().unwrap_or(Engine::Copy)
+    }
+
+    /// What leases of that engine are like.
+    pub(crate) fn traits(&self) -> Traits {
+        self.core.first().traits()
     }
 
     /// Most bytes that one fetch may ask for.
     #[must_use]
     pub fn max_fetch(&self) -> u32 {
-        self.table.max_fetch()
+        self.core.max_fetch()
     }
 
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.table.stats()
+        self.core.stats()
     }
 
     /// Whether the lease comes from these slots.
-    #[inline(always)]
-    pub(crate) fn owns<S: State>(&self, lease: &Lease<S>) -> bool {
-        lease.is_of(self.table.core())
-    }
-
-    /// Keeps the pool for ever: for a ring that goes while requests may still read it.
-    pub(crate) fn leak(&self) {
-        mem::forget(Rc::clone(self.table.core()));
+    #[must_use]
+    #[inline]
+    pub fn owns<S: State>(&self, lease: &Lease<S>) -> bool {
+        lease.is_of(&self.core)
     }
 
     /// Requests that have not had their last completion. While there are any, the slots must not
     /// be dropped.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.table.in_flight()
+        self.core.in_flight()
+    }
+
+    /// Keeps the pool for ever: for a ring that goes while requests may still read it.
+    pub(crate) fn leak(&self) {
+        mem::forget(Rc::clone(&self.core));
     }
 
     /// Whether a slot is on its way to be emptied, or to be filled once more.
     pub(crate) fn is_emptying(&self) -> bool {
-        self.table.is_emptying()
-    }
-
-    /// Has a fetch that is being cancelled not repeated through the pool.
-    pub(crate) fn cancel_fallback(&self, lease: &Lease<Fetched>) {
-        self.table.slot(lease.id().slot()).cancel_fallback();
+        self.core.is_emptying()
     }
 
     /// How many requests use a lease that somebody may have let go.
     pub(crate) fn uses(&self, lease: LeaseId) -> u32 {
-        let slot = self.table.slot(lease.slot());
-        if slot.is_over(lease) { 0 } else { slot.uses() }
+        self.core.uses(lease)
     }
 
     /// Whether the kernel lends, or is asked to lend, what the slot of a lease is to hold.
     pub(crate) fn is_lent(&self, lease: LeaseId) -> bool {
-        self.table.slot(lease.slot()).engine().lends()
+        self.core.is_lent(lease)
     }
 
     pub(crate) fn tag(&self) -> u8 {
-        self.table.tag()
+        self.core.tag()
     }
 }
+
+#[cfg(test)]
+mod tests;

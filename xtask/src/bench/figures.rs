@@ -108,7 +108,7 @@ impl Figures {
         self.all.iter().find(|figure| figure.is_same(like))
     }
 
-    /// The same, with newer figures of some of the cases.
+    /// Puts newer figures of some of the cases in the place of these.
     pub(super) fn with(mut self, newer: Self) -> Self {
         let case = |figure: &Figure| figure.case.clone();
         let place = self.all.iter().position(|figure| newer.all[0].case == figure.case);

@@ -180,7 +180,7 @@ fn redirect(stanza: &str, suite: &str) -> Option<String> {
     ours.then(|| lines.join("\n") + "\n")
 }
 
-/// The same for a line `deb [options] URI SUITE COMPONENT...`.
+/// Makes a stanza of a line `deb [options] URI SUITE COMPONENT...` that is about `suite`.
 fn stanza(line: &str, suite: &str) -> Option<String> {
     let words: Vec<_> = line.split_whitespace().collect();
     let uri = words.iter().position(|word| *word == suite)?.checked_sub(1)?;

@@ -26,7 +26,7 @@ use super::log::{BEGIN, END};
 
 /// In init's environment: the folder of the job.
 pub(super) const JOB: &str = "GETBUF_JOB";
-/// Likewise: the consoles that take what the command prints.
+/// In init's environment: the consoles that take what the command prints.
 pub(super) const STDOUT: &str = "GETBUF_STDOUT";
 pub(super) const STDERR: &str = "GETBUF_STDERR";
 

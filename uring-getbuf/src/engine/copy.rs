@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The copy engine's memory: one block per slot, registered with the ring once.
+//! The copy engine: `READ_FIXED` into a pool, memory with one block per slot that is registered once.
 
-use std::ptr::{self, NonNull};
-use std::time::Duration;
-use std::{io, thread};
+use std::io;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use rustix::process::{Resource, getrlimit};
 
+use super::{Emptied, Ending, Fetch, Found, Look, Needs, Origin, Room, Traits};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::Kernel;
+use crate::memory::{Memory, Patience, is_short};
+use crate::request::{Piece, Sqe, Target};
 
 /// A registered buffer can hold at most this many bytes (`io_uring_register(2)`).
 const MAX_BYTES: u64 = 1 << 30;
@@ -16,6 +17,65 @@ const MAX_BYTES: u64 = 1 << 30;
 const ALIGN: u32 = 4096;
 /// From this size on it is worth asking for huge pages.
 const HUGE_PAGE: usize = 2 << 20;
+
+pub(super) const NEEDS: Needs = Needs { slots: false, device: None };
+
+pub(super) fn probe(kernel: &mut Kernel) -> Result<Found, String> {
+    if kernel.has(io_uring::opcode::Socket::CODE) {
+        Ok(Found::default())
+    } else {
+        Err(format!("it needs Linux 5.19 or newer; this is {}", kernel.name))
+    }
+}
+
+/// Its room is made with its [`Pool`], which stands in for every other engine, too.
+pub(super) fn room(_: Found, _: Option<Target>, _: u16) -> Option<Box<dyn Room>> {
+    None
+}
+
+pub(super) fn attach(_: Target, _: i32) -> Option<Sqe> {
+    None
+}
+
+/// A pool, and where it is registered.
+#[derive(Debug)]
+pub(crate) struct Copying {
+    pub(crate) pool: Pool,
+    pub(crate) index: u16,
+}
+
+impl Room for Copying {
+    fn origin(&self) -> Origin {
+        Origin::Copy
+    }
+
+    fn traits(&self) -> Traits {
+        Traits {
+            lent: false,
+            emptied: Emptied::AtOnce,
+            ending: Ending::Left,
+            installs_empty: false,
+        }
+    }
+
+    fn serves(&self, _: &Fetch) -> bool {
+        true
+    }
+
+    fn fetch(&self, slot: u16, what: &Fetch) -> Sqe {
+        self.piece(slot, 0, what.len).read(what.source.file, what.offset)
+    }
+
+    fn piece(&self, slot: u16, start: u32, len: u32) -> Piece {
+        let addr = self.pool.memory.at(self.pool.offset(slot, start)) as u64;
+        Piece { addr, len, index: self.index }
+    }
+
+    fn look(&self, slot: u16, start: u32, into: &mut [u8]) -> Look {
+        self.pool.memory.read(self.pool.offset(slot, start), into);
+        Look::Copied(into.len())
+    }
+}
 
 /// How large a pool is to be, and which of its numbers may become smaller to fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +90,38 @@ pub struct Shape {
     pub smaller: bool,
 }
 
+impl Default for Shape {
+    /// 32 blocks of 128 KiB, or what fits.
+    fn default() -> Self {
+        Self { blocks: 32, block_size: 128 << 10, fewer: true, smaller: true }
+    }
+}
+
 impl Shape {
     /// So few blocks still serve several requests at once.
     const FEW: u16 = 4;
+
+    /// Looks that there can be such a pool.
+    pub(crate) fn check(self) -> Result<()> {
+        let Self { blocks, block_size, .. } = self;
+        let invalid = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
+        if blocks == 0 || block_size == 0 {
+            return invalid(format!(
+                "a pool of {blocks} blocks of {block_size} bytes: both must be at least 1"
+            ));
+        }
+        let (stride, bytes) = (stride(block_size), stride(block_size) * u64::from(blocks));
+        if !can_be_registered(blocks, block_size) {
+            let most = MAX_BYTES / u64::from(blocks) / u64::from(ALIGN) * u64::from(ALIGN);
+            return invalid(format!(
+                "a pool of {blocks} blocks of {block_size} bytes is {bytes} bytes, and one \
+                 registered buffer holds at most {MAX_BYTES}: use at most {} blocks of this size, \
+                 or blocks of at most {most} bytes",
+                MAX_BYTES / stride,
+            ));
+        }
+        Ok(())
+    }
 
     /// About half of it. `None`: it cannot become smaller.
     fn halved(self) -> Option<Self> {
@@ -49,38 +138,6 @@ impl Shape {
     }
 }
 
-/// The kernel gives back what a closed ring has pinned, but not at once: where memory is missing, it
-/// is worth to try again for some 100 ms.
-#[derive(Debug)]
-pub(crate) struct Patience(Duration);
-
-impl Patience {
-    pub(crate) const fn new() -> Self {
-        Self(Duration::from_millis(1))
-    }
-
-    /// Waits a little, longer each time. `false`: it has been long enough.
-    pub(crate) fn wait(&mut self) -> bool {
-        let more = self.0 < Duration::from_millis(100);
-        if more {
-            thread::sleep(self.0);
-            self.0 *= 2;
-        }
-        more
-    }
-
-    /// Tries for as long as memory is missing and there is patience.
-    pub(crate) fn attempt<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        let mut patience = Self::new();
-        loop {
-            match attempt() {
-                Err(error) if is_short(&error) && patience.wait() => {}
-                done => return done,
-            }
-        }
-    }
-}
-
 const fn stride(block_size: u32) -> u64 {
     (block_size as u64).next_multiple_of(ALIGN as u64)
 }
@@ -90,17 +147,13 @@ const fn can_be_registered(blocks: u16, block_size: u32) -> bool {
     blocks as u64 * stride(block_size) <= MAX_BYTES
 }
 
-fn is_short(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENOMEM)
-}
-
 /// Memory for the copy engine: a block for each slot, in one mapping.
 ///
 /// The memory is never handed out as a reference: the kernel writes into it and reads from it, and
-/// this crate only computes addresses.
+/// this crate only computes addresses and copies.
 #[derive(Debug)]
 pub struct Pool {
-    base: NonNull<u8>,
+    memory: Memory,
     stride: u32,
     blocks: u16,
 }
@@ -114,51 +167,18 @@ impl Pool {
     /// registered buffer can be (1 GiB), [`MemoryLimit`](ErrorKind::MemoryLimit) if the memory
     /// cannot be mapped. The message names the number that would do.
     pub fn new(blocks: u16, block_size: u32) -> Result<Self> {
-        let invalid = |what: String| Err(Error::new(ErrorKind::InvalidInput, what));
-        if blocks == 0 || block_size == 0 {
-            return invalid(format!(
-                "a pool of {blocks} blocks of {block_size} bytes: both must be at least 1"
-            ));
-        }
+        Shape { blocks, block_size, ..Shape::default() }.check()?;
         let stride = stride(block_size);
         let bytes = stride * u64::from(blocks);
-        if !can_be_registered(blocks, block_size) {
-            let most = MAX_BYTES / u64::from(blocks) / u64::from(ALIGN) * u64::from(ALIGN);
-            return invalid(format!(
-                "a pool of {blocks} blocks of {block_size} bytes is {bytes} bytes, and one \
-                 registered buffer holds at most {MAX_BYTES}: use at most {} blocks of this size, \
-                 or blocks of at most {most} bytes",
-                MAX_BYTES / stride,
-            ));
-        }
-        // SAFETY: a new private mapping at an address that the kernel chooses touches nothing
-        // that exists.
-        let base = unsafe {
-            mmap_anonymous(
-                ptr::null_mut(),
-                bytes as usize,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
-        }
-        .map_err(|errno| {
-            Error::io(
-                ErrorKind::MemoryLimit,
-                &errno.into(),
-                format!("mapping {bytes} bytes for a pool of {blocks} blocks of {block_size}"),
-            )
+        let memory = Memory::new(bytes as usize).map_err(|error| {
+            let what =
+                format!("mapping {bytes} bytes for a pool of {blocks} blocks of {block_size}");
+            Error::io(ErrorKind::MemoryLimit, &error, what)
         })?;
-        let pool = Self {
-            base: NonNull::new(base.cast()).expect("mmap does not return null without MAP_FIXED"),
-            stride: stride as u32,
-            blocks,
-        };
-        if pool.bytes() >= HUGE_PAGE {
-            // SAFETY: the range is the mapping made above. The advice changes no content; a
-            // kernel without huge pages refuses it, which costs nothing.
-            let _ = unsafe { madvise(base, pool.bytes(), Advice::LinuxHugepage) };
+        if memory.len() >= HUGE_PAGE {
+            memory.huge_pages(true);
         }
-        Ok(pool)
+        Ok(Self { memory, stride: stride as u32, blocks })
     }
 
     /// Maps a pool and has it pinned by `pin`, which registers it with a ring, or for `None` empties
@@ -219,52 +239,37 @@ impl Pool {
     /// Gives up its huge pages, and what is in it: the kernel counts the whole of a huge page of
     /// which a byte is pinned (`RLIMIT_MEMLOCK`).
     pub(crate) fn avoid_huge_pages(&self) {
-        let base = self.base().cast();
-        for advice in [Advice::LinuxNoHugepage, Advice::LinuxDontNeed] {
-            // SAFETY: the range is this pool's mapping, to whose content nothing refers. A kernel
-            // without huge pages refuses the advice, which costs nothing.
-            let _ = unsafe { madvise(base, self.bytes(), advice) };
-        }
+        self.memory.huge_pages(false);
     }
 
     /// The whole of it, in bytes.
     #[must_use]
-    pub const fn bytes(&self) -> usize {
-        self.stride as usize * self.blocks as usize
+    pub fn bytes(&self) -> usize {
+        self.memory.len()
     }
 
     /// How many blocks there are.
     #[must_use]
-    pub const fn blocks(&self) -> u16 {
+    pub fn blocks(&self) -> u16 {
         self.blocks
     }
 
     /// The size of a block in bytes: what was asked for, rounded up to whole pages.
     #[must_use]
-    pub const fn block_size(&self) -> u32 {
+    pub fn block_size(&self) -> u32 {
         self.stride
     }
 
     /// Where it starts. What is registered with the ring is `bytes()` bytes from here.
     #[must_use]
-    pub const fn base(&self) -> *mut u8 {
-        self.base.as_ptr()
+    pub fn base(&self) -> *mut u8 {
+        self.memory.base()
     }
 
-    /// The address of a block.
-    pub(crate) const fn block(&self, index: u16) -> *mut u8 {
-        debug_assert!(index < self.blocks);
-        self.base.as_ptr().wrapping_add(self.stride as usize * index as usize)
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        // Requests on a registered buffer go to its pinned pages, not to these addresses, so they
-        // may even be in flight. Requests that name the address itself (a plain SEND) are the
-        // ring's care: it leaks the pool rather than drop it under one.
-        // SAFETY: the mapping was made by `new`, and no reference into it is ever made.
-        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes()) };
+    /// Where a byte of a block is.
+    fn offset(&self, block: u16, start: u32) -> usize {
+        debug_assert!(block < self.blocks && start < self.stride);
+        usize::from(block) * self.stride as usize + start as usize
     }
 }
 
@@ -359,7 +364,7 @@ mod tests {
     fn blocks_are_whole_pages() {
         let pool = Pool::new(3, 4097).unwrap();
         assert_eq!(pool.block_size(), 8192);
-        assert_eq!(pool.block(2) as usize - pool.base() as usize, 16384);
-        assert_eq!(pool.block(1) as usize % 4096, 0);
+        assert_eq!(pool.offset(2, 0), 16384);
+        assert_eq!(pool.base() as usize % 4096, 0);
     }
 }

@@ -12,7 +12,7 @@
 //! A lease cannot be used before it is installed:
 //!
 //! ```compile_fail,E0599
-//! # use uring_getbuf::{lease::{Fetched, Lease}, opcode::Target};
+//! # use uring_getbuf::{lease::{Fetched, Lease}, request::Target};
 //! fn early(lease: Lease<Fetched>) {
 //!     let _ = lease.write(.., Target::Fd(1), 0);
 //! }
@@ -21,7 +21,7 @@
 //! nor after its release:
 //!
 //! ```compile_fail,E0382
-//! # use uring_getbuf::{lease::{Installed, Lease}, opcode::Target};
+//! # use uring_getbuf::{lease::{Installed, Lease}, request::Target};
 //! fn late(lease: Lease<Installed>) {
 //!     let _ = lease.release();
 //!     let _ = lease.write(.., Target::Fd(1), 0);
@@ -50,7 +50,7 @@
 //! This is how it is meant:
 //!
 //! ```
-//! # use uring_getbuf::{lease::{Installed, Lease}, opcode::Target};
+//! # use uring_getbuf::{lease::{Installed, Lease}, request::Target};
 //! fn right(lease: Lease<Installed>) {
 //!     let _ = lease.write(.., Target::Fd(1), 0);
 //!     let _ = lease.release();
@@ -60,23 +60,23 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Bound, Range, RangeBounds};
-use std::os::fd::RawFd;
 use std::rc::Rc;
 
-use io_uring::squeue::Entry;
-use static_assertions::{assert_eq_size, assert_not_impl_any};
+use static_assertions::assert_not_impl_any;
 
-use crate::consume::{self, Consumer, SendFlags};
-use crate::engine::Engine;
+use super::consume::{Consumer, SendFlags};
+use super::ident::LeaseId;
+use super::prepared::Prepared;
+use super::table::Core;
+use crate::engine::{Look, Origin};
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::opcode::{Sqe, Target};
-use crate::slots::{Core, LeaseId, Prepared, Slot};
+use crate::request::{Piece, Sqe, Target};
 
 mod sealed {
     use std::fmt;
     use std::rc::Rc;
 
-    use crate::slots::{LeaseId, Slot};
+    use super::{Core, LeaseId};
 
     /// What a lease in a state owns.
     pub trait Sealed {
@@ -86,74 +86,77 @@ mod sealed {
     /// Where a lease is, or was.
     pub trait Place: fmt::Debug {
         fn id(&self) -> LeaseId;
-        /// Tells one table from another.
-        fn table(&self) -> *const ();
+        fn is_of(&self, core: *const ()) -> bool;
     }
 
     /// A slot that is held; its drop is what releases.
-    pub struct Claim(Rc<Slot>);
+    pub struct Claim(Past);
 
     impl Claim {
-        #[inline(always)]
-        pub(super) fn new(slot: Rc<Slot>) -> Self {
-            Self(slot)
+        #[inline]
+        pub(crate) fn new(core: &Rc<Core>, id: LeaseId) -> Self {
+            Self(Past { core: Rc::clone(core), id })
         }
 
-        #[inline(always)]
-        pub(super) fn slot(&self) -> &Slot {
-            &self.0
+        #[inline]
+        pub(super) fn core(&self) -> &Core {
+            &self.0.core
         }
 
         #[inline]
         pub(super) fn release(self) -> Past {
-            Past { slot: Rc::clone(&self.0), id: self.id() }
-        }
-    }
-
-    impl Place for Claim {
-        #[inline(always)]
-        fn id(&self) -> LeaseId {
-            self.0.id()
-        }
-
-        #[inline(always)]
-        fn table(&self) -> *const () {
-            Rc::as_ptr(self.0.core()).cast()
+            self.0.clone()
         }
     }
 
     impl Drop for Claim {
-        #[inline(always)]
+        #[inline]
         fn drop(&mut self) {
-            self.0.let_go();
+            self.core().let_go(self.id());
+        }
+    }
+
+    impl Place for Claim {
+        #[inline]
+        fn id(&self) -> LeaseId {
+            self.0.id
+        }
+
+        #[inline]
+        fn is_of(&self, core: *const ()) -> bool {
+            self.0.is_of(core)
         }
     }
 
     impl fmt::Debug for Claim {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            self.id().fmt(f)
+            self.0.fmt(f)
         }
     }
 
     /// A slot that was let go, and which of its lives that was.
+    #[derive(Clone)]
     pub struct Past {
-        slot: Rc<Slot>,
+        core: Rc<Core>,
         id: LeaseId,
     }
 
     impl Past {
+        #[inline]
         pub(super) fn is_over(&self) -> bool {
-            self.slot.is_over(self.id)
+            self.core.is_over(self.id)
         }
     }
 
     impl Place for Past {
+        #[inline]
         fn id(&self) -> LeaseId {
             self.id
         }
 
-        fn table(&self) -> *const () {
-            Rc::as_ptr(self.slot.core()).cast()
+        #[inline]
+        fn is_of(&self, core: *const ()) -> bool {
+            Rc::as_ptr(&self.core).cast() == core
         }
     }
 
@@ -210,8 +213,6 @@ pub struct Lease<S: State> {
 assert_not_impl_any!(Lease<Fetched>: Send, Sync, Clone);
 assert_not_impl_any!(Lease<Installed>: Send, Sync, Clone);
 assert_not_impl_any!(Lease<Released>: Send, Sync, Clone);
-// One word, so that a lease travels in a register.
-assert_eq_size!(Option<Lease<Installed>>, usize);
 
 /// Why a [`Lease<Fetched>`] did not become a [`Lease<Installed>`].
 #[derive(Debug, thiserror::Error)]
@@ -229,82 +230,84 @@ pub enum NotInstalled {
 
 impl<S: State> Lease<S> {
     /// Names the lease.
-    #[inline]
     #[must_use]
+    #[inline]
     pub fn id(&self) -> LeaseId {
         self.place.id()
     }
 
-    #[inline(always)]
+    #[inline]
     pub(crate) fn is_of(&self, core: &Rc<Core>) -> bool {
-        self.place.table() == Rc::as_ptr(core).cast()
+        self.place.is_of(Rc::as_ptr(core).cast())
     }
 }
 
 impl Lease<Fetched> {
-    #[inline(always)]
-    pub(crate) fn new(slot: Rc<Slot>) -> Self {
-        Self { place: Claim::new(slot), state: PhantomData }
+    #[inline]
+    pub(super) fn fetched(core: &Rc<Core>, id: LeaseId) -> Self {
+        Self { place: Claim::new(core, id), state: PhantomData }
     }
 
     /// The installed lease, once the completion of the fetch has been given to
-    /// [`Slots::complete`](crate::slots::Slots::complete).
+    /// [`Slots::complete`](super::Slots::complete).
     ///
     /// A fetch of fewer bytes than were asked for is a success; see [`Lease::len`].
     ///
     /// # Errors
     ///
     /// See [`NotInstalled`].
-    #[inline(always)]
+    #[inline]
     pub fn installed(self) -> Result<Lease<Installed>, NotInstalled> {
-        if self.place.slot().is_filled() {
-            Ok(Lease { place: self.place, state: PhantomData })
-        } else {
-            Err(self.not_installed())
-        }
-    }
-
-    #[cold]
-    fn not_installed(self) -> NotInstalled {
-        match self.place.slot().fetch_result() {
-            None => NotInstalled::Pending(self),
-            Some(Ok(_)) => NotInstalled::EndOfFile,
-            Some(Err(errno)) => NotInstalled::Failed(errno),
+        match self.result() {
+            Some(Ok(1..)) => Ok(Lease { place: self.place, state: PhantomData }),
+            Some(Ok(0)) => Err(NotInstalled::EndOfFile),
+            Some(Err(errno)) => Err(NotInstalled::Failed(errno)),
+            None => Err(NotInstalled::Pending(self)),
         }
     }
 
     /// Whether the fetch is still running.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        self.place.slot().fetch_result().is_none()
+        self.result().is_none()
+    }
+
+    #[inline]
+    fn result(&self) -> Option<Result<u32, Errno>> {
+        self.place.core().fetched(self.id())
+    }
+
+    /// Has the fetch, which is about to be cancelled, not repeated by another engine.
+    pub(crate) fn cancel(&self) {
+        self.place.core().cancel(self.id());
     }
 }
 
 impl Lease<Installed> {
-    /// One that a provider has filled.
-    pub(crate) fn provided(slot: Rc<Slot>) -> Self {
-        Self { place: Claim::new(slot), state: PhantomData }
+    /// One that has been filled.
+    pub(super) fn filled(core: &Rc<Core>, id: LeaseId) -> Self {
+        Self { place: Claim::new(core, id), state: PhantomData }
     }
 
     /// How many bytes there are. Never 0; fewer than were asked for at the end of a file, or
     /// where the source had no more at hand.
-    #[inline(always)]
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "an installed lease is never empty")]
+    #[inline]
     pub fn len(&self) -> u32 {
-        self.place.slot().len()
+        self.place.core().fetched(self.id()).and_then(Result::ok).unwrap_or(0)
     }
 
-    /// The engine that fetched it.
+    /// Who fetched it, and so what its memory is.
     #[must_use]
-    pub fn engine(&self) -> Engine {
-        self.place.slot().engine()
+    pub fn origin(&self) -> Origin {
+        self.place.core().origin(self.id())
     }
 
     /// How many requests use it now.
     #[must_use]
     pub fn uses(&self) -> u32 {
-        self.place.slot().uses()
+        self.place.core().uses(self.id())
     }
 
     /// Prepares a `WRITE_FIXED` of `range` to `offset` of `sink`
@@ -313,7 +316,7 @@ impl Lease<Installed> {
     /// # Errors
     ///
     /// [`OutOfRange`](ErrorKind::OutOfRange).
-    #[inline(always)]
+    #[inline]
     pub fn write(
         &self,
         range: impl RangeBounds<u32>,
@@ -329,7 +332,7 @@ impl Lease<Installed> {
     /// # Errors
     ///
     /// [`OutOfRange`](ErrorKind::OutOfRange).
-    #[inline(always)]
+    #[inline]
     pub fn send(
         &self,
         range: impl RangeBounds<u32>,
@@ -345,7 +348,7 @@ impl Lease<Installed> {
     /// # Errors
     ///
     /// [`OutOfRange`](ErrorKind::OutOfRange), [`Unavailable`](ErrorKind::Unavailable).
-    #[inline(always)]
+    #[inline]
     pub fn send_zc(
         &self,
         range: impl RangeBounds<u32>,
@@ -359,31 +362,27 @@ impl Lease<Installed> {
     ///
     /// # Errors
     ///
-    /// As the consumer's own method.
-    #[inline(always)]
+    /// Those of the consumer's own method: [`write`](Self::write), [`send`](Self::send) or
+    /// [`send_zc`](Self::send_zc).
+    #[inline]
     pub fn consume(
         &self,
         range: impl RangeBounds<u32>,
         consumer: Consumer,
     ) -> Result<Prepared<'_>> {
-        let entry = self.consume_entry(self.range(range)?, consumer, 0)?;
-        Ok(self.place.slot().prepare(entry))
+        let request = self.request(self.range(range)?, consumer, 0)?;
+        Ok(Prepared::new(self.place.core(), request))
     }
 
     /// The request of a consumer, which counts as sent. `range` comes from
     /// [`range`](Self::range).
-    #[inline(always)]
-    pub(crate) fn consume_entry(
-        &self,
-        range: Range<u32>,
-        consumer: Consumer,
-        token: u16,
-    ) -> Result<Sqe> {
-        let len = range.end - range.start;
-        self.place.slot().use_bytes(range.start, len, consumer, token)
+    #[inline]
+    pub(crate) fn request(&self, range: Range<u32>, consumer: Consumer, token: u16) -> Result<Sqe> {
+        let (start, len) = (range.start, range.end - range.start);
+        self.place.core().consume(self.id(), (start, len), consumer, token)
     }
 
-    /// Prepares a vectored write of up to [`MAX_RANGES`](crate::consume::MAX_RANGES) ranges, one
+    /// Prepares a vectored write of up to [`MAX_RANGES`](super::consume::MAX_RANGES) ranges, one
     /// behind the other, to `offset` of `sink`. A lease takes one at a time.
     ///
     /// # Errors
@@ -400,8 +399,8 @@ impl Lease<Installed> {
             self.range(range.clone())?;
         }
         let ranges = ranges.iter().map(|range| (range.start, range.end - range.start));
-        let slot = self.place.slot();
-        Ok(slot.prepare(slot.use_ranges(ranges, sink.into(), offset)?))
+        let core = self.place.core();
+        Ok(Prepared::new(core, core.writev(self.id(), ranges, sink.into(), offset)?))
     }
 
     /// Copies bytes of the lease, from `offset` on, into memory, for a look at them. How many that
@@ -414,27 +413,40 @@ impl Lease<Installed> {
     /// [`Unavailable`](ErrorKind::Unavailable) if it is the kernel's own memory, which
     /// [`Ring::copy_out`](crate::Ring::copy_out) can look at.
     pub fn copy_out(&self, offset: u32, into: &mut [u8]) -> Result<usize> {
-        self.place.slot().look(offset, into)
+        let core = self.place.core();
+        let range = core.look_range(self.id(), offset, into.len())?;
+        let mut done = 0;
+        while done < range.len() {
+            match core.look(self.id(), range.start + done as u32, &mut into[done..range.len()]) {
+                Look::Copied(bytes) => done += bytes,
+                Look::Pipe | Look::Command { .. } => {
+                    let what = "a look at memory of the kernel's takes a request: Ring::copy_out \
+                                sends it";
+                    return Err(Error::new(ErrorKind::Unavailable, what));
+                }
+            }
+        }
+        Ok(range.len())
     }
 
     /// What a look of up to `len` bytes from `offset` on sees.
     pub(crate) fn look_range(&self, offset: u32, len: usize) -> Result<Range<u32>> {
-        self.place.slot().look_range(offset, len)
+        self.place.core().look_range(self.id(), offset, len)
     }
 
-    /// Whether it is memory of the kernel's.
-    pub(crate) fn is_lent(&self) -> bool {
-        self.engine().lends()
+    /// Copies bytes from `start` on, which are there, if that takes no request.
+    pub(crate) fn look(&self, start: u32, into: &mut [u8]) -> Look {
+        self.place.core().look(self.id(), start, into)
     }
 
-    /// The index in the ring's table.
-    pub(crate) fn table_index(&self) -> u16 {
-        self.place.slot().piece(0, 1).index
+    /// The command of the engine that copies bytes to an address.
+    pub(crate) fn look_command(&self, start: u32, len: u32, to: u64) -> Option<Sqe> {
+        self.place.core().look_command(self.id(), start, len, to)
     }
 
-    /// A write of bytes of it that does not count as a use.
-    pub(crate) fn look_entry(&self, start: u32, len: u32, to: RawFd) -> Entry {
-        self.place.slot().piece(start, len).write(Target::Fd(to), consume::STREAM).entry()
+    /// Where bytes of it are, for a request that does not count as a use.
+    pub(crate) fn piece(&self, start: u32, len: u32) -> Piece {
+        self.place.core().piece(self.id(), start, len)
     }
 
     /// Lets the slot be emptied, also while requests use the lease: what they use stays until the
@@ -445,7 +457,7 @@ impl Lease<Installed> {
     }
 
     /// A range of the lease, in bytes, after a check that it is one.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn range(&self, range: impl RangeBounds<u32>) -> Result<Range<u32>> {
         let len = self.len();
         if let (Bound::Unbounded, Bound::Unbounded) = (range.start_bound(), range.end_bound()) {
@@ -481,6 +493,7 @@ fn outside(start: Bound<&u32>, end: Bound<&u32>, len: u32) -> Error {
 impl Lease<Released> {
     /// Whether the slot is empty, every use has ended, and the slot can serve somebody else.
     #[must_use]
+    #[inline]
     pub fn is_over(&self) -> bool {
         self.place.is_over()
     }
