@@ -251,6 +251,7 @@ impl GetBuf {
     }
 
     /// Makes the request.
+    #[inline]
     #[must_use]
     pub fn build(self) -> Entry {
         self.sqe().entry()
@@ -283,6 +284,7 @@ impl PutBuf {
     }
 
     /// Makes the request.
+    #[inline]
     #[must_use]
     pub fn build(self) -> Entry {
         self.sqe().entry()
