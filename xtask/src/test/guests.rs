@@ -50,12 +50,15 @@ fn in_debug(name: &str, engine: &str) -> &'static str {
             " a_signal_ends_it_in_order files_of_every_awkward_length_are_copied \
              from_a_pipe_and_to_a_pipe sends_to_many"
         }
-        // The answers are the same there, and there are thousands of them.
-        ("e2e", "opcode") => " --skip @defer --skip @sqpoll --skip ::alike::",
+        // What is about files and limits and not about leases ends the same there, and takes long.
+        ("e2e", "opcode") => {
+            " --skip @defer --skip @sqpoll --skip ::alike:: --skip ::bad:: --skip ::ends:: --skip ::limits:: \
+             --skip ::odd:: --skip ::process::"
+        }
         // What is the engine's own.
         ("e2e", "module") => {
-            " --skip ::alike:: --skip ::bad:: --skip ::ends:: --skip ::fan:: --skip ::look:: --skip ::process:: \
-             --skip ::odd:: --skip ::provide:: --skip ::relay:: --skip ::waits::"
+            " --skip ::alike:: --skip ::bad:: --skip ::ends:: --skip ::fan:: --skip ::limits:: --skip ::look:: \
+             --skip ::odd:: --skip ::process:: --skip ::provide:: --skip ::relay:: --skip ::waits::"
         }
         _ => "",
     }
@@ -66,7 +69,7 @@ const PACKAGES: [&str; 4] = ["uring-getbuf", "getbuf", "getbuf-capi", "getbuf-te
 const HOST_ONLY: [&str; 3] = ["headers", "misuse", "model"];
 
 /// Tests in one kernel take at most this long.
-const LIMIT: Duration = Duration::from_secs(2400);
+const LIMIT: Duration = Duration::from_secs(3000);
 
 /// Why there can be no test kernels here, after what is missing was installed.
 pub(crate) fn obstacle() -> Result<Option<&'static str>> {
@@ -141,7 +144,7 @@ fn one(guest: &Guest, tests: &[(String, PathBuf)], built: &Path) -> Result<Total
             let mut set =
                 if per_engine { format!("GETBUF_TEST_ENGINE={engine} ") } else { String::new() };
             if kernel.debug {
-                set.push_str("GETBUF_ADVERSARY=20 ");
+                set.push_str("GETBUF_ADVERSARY=10 ");
             }
             if !guest.has_use_of(name, engine) {
                 continue;
