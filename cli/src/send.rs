@@ -31,6 +31,8 @@ struct Peer {
     stream: TcpStream,
     /// It was sent everything.
     whole: Cell<bool>,
+    /// It was sent everything, and had reset the connection by then.
+    gone: Cell<bool>,
 }
 
 pub(crate) fn run(args: &SendArgs) -> Result<(), End> {
@@ -44,7 +46,9 @@ pub(crate) fn run(args: &SendArgs) -> Result<(), End> {
     for (address, outcome) in args.addresses.iter().zip(connected) {
         let name = address.to_string();
         match outcome {
-            Ok(stream) => peers.push(Peer { name, stream, whole: Cell::new(false) }),
+            Ok(stream) => {
+                peers.push(Peer { name, stream, whole: Cell::new(false), gone: Cell::new(false) });
+            }
             Err(why) if count == 1 => return Err(failed(&name, why)),
             Err(why) => failed(&name, why).say(),
         }
@@ -61,6 +65,7 @@ pub(crate) fn run(args: &SendArgs) -> Result<(), End> {
     {
         let outcome = match error {
             Some(error) => Err(error.to_string()),
+            None if peer.gone.get() => Err(format!("{LEFT}: it has reset the connection")),
             None => {
                 finish(peer.stream, deadline, &signals).map_err(|error| format!("{LEFT}: {error}"))
             }
@@ -163,10 +168,10 @@ impl Peer {
     /// takes what there is for the whole.
     fn close(&self, whole: bool) {
         self.whole.set(whole);
-        // If one of them fails, the connection has gone, and the last look at it will say so.
         if whole {
             let _ = set_socket_linger(&self.stream, None);
-            let _ = self.stream.shutdown(Shutdown::Write);
+            // What its answers were read for may have taken the reset with it: a socket tells it once.
+            self.gone.set(self.stream.shutdown(Shutdown::Write).is_err());
         } else {
             let _ = connect_unspec(&self.stream);
         }

@@ -125,6 +125,24 @@ fn a_receiver_that_leaves_at_the_end_is_told() {
     assert!(said.contains(&address) && said.contains("left before"), "{said}");
 }
 
+/// Whenever it leaves: a reset that comes before the connection is ended for writing is a reset.
+#[test]
+fn a_receiver_that_leaves_in_between_is_told() {
+    let place = Place::new(100_000);
+    for _ in 0..20 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // It never has room for all of it.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 4096).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let leave = thread::spawn(move || {
+            listener.accept().unwrap().0.peek(&mut [0]).unwrap();
+        });
+        let said = failure(&run(&["send", &place.text("from"), &address]), 1);
+        leave.join().unwrap();
+        assert!(said.contains(&address), "{said}");
+    }
+}
+
 #[test]
 fn what_a_receiver_answers_does_no_harm() {
     let place = Place::new(100_000);
